@@ -35,7 +35,8 @@
 //   - The first place belongs to the zone of the first token met. Zones own first
 //     places in proportion to their weight.
 //   - A zone with share s of the weight that is not first has its first turn at
-//     coin*(1-s)/s, where coin, in [0, 1), is drawn from the hash of zone and key.
+//     coin*(1-s)/s, where coin, in [0, 1), is the leading half of the xxhash64 of
+//     the xxhash64 of the zone's name, and the key, big endian.
 //   - The next turns of a zone are 1.25/s apart.
 //   - The earliest turn gets the next place and gives it to the next node of that
 //     zone's walk. A zone whose nodes are all listed is out.

@@ -2,6 +2,7 @@ package ring
 
 import (
 	"encoding/binary"
+	"math"
 	"math/bits"
 	"slices"
 
@@ -15,8 +16,9 @@ const tokensPerWeight = 256
 // Ring answers lookups for one table. It is immutable.
 type Ring struct {
 	table Table
-	all   circle // tokens of all members
-	zones []zone // sorted by name; empty if there is only one
+	ids   []NodeID // of table.Members, close together
+	all   circle   // tokens of all members
+	zones []zone   // sorted by name; empty if there is only one
 	// zoneOf[i] is the index in zones of table.Members[i].
 	zoneOf []uint32
 	weight uint64 // of all members
@@ -26,8 +28,9 @@ type Ring struct {
 type zone struct {
 	circle  // their tokens
 	hash    uint64
-	members int
+	members int32
 	weight  uint64
+	step    uint64 // between its turns
 }
 
 // New makes a ring of a table. It copes with members in any order, and takes a
@@ -40,6 +43,7 @@ func New(t Table) *Ring {
 	names := make([]string, 0, len(r.table.Members))
 	for i := range r.table.Members {
 		r.weight += weightOf(&r.table.Members[i])
+		r.ids = append(r.ids, r.table.Members[i].ID)
 		names = append(names, r.table.Members[i].Zone)
 	}
 	slices.Sort(names)
@@ -70,6 +74,7 @@ func New(t Table) *Ring {
 	}
 	for z := range split {
 		r.zones[z].circle = newCircle(split[z])
+		r.zones[z].step = one * r.weight * 5 / 4 / r.zones[z].weight
 	}
 	return r
 }
@@ -104,20 +109,12 @@ func (r *Ring) Preference(dst []NodeID, key uint64, n int) []NodeID {
 	if n <= 0 || n > r.Len() {
 		n = r.Len()
 	}
-	if n == 0 {
-		return dst
-	}
 	l := list{nodes: dst, begin: len(dst)}
 	if n <= maxScan {
-		r.fill(&l, key, n)
-		return l.nodes
+		r.fill(&l, nil, key, n)
+	} else {
+		r.fillMany(&l, key, n)
 	}
-	var seen [maxStackMembers / 64]uint64
-	l.seen = seen[:]
-	if r.Len() > maxStackMembers {
-		l.seen = make([]uint64, (r.Len()+63)/64)
-	}
-	r.fill(&l, key, n)
 	return l.nodes
 }
 
@@ -126,24 +123,64 @@ const (
 	// to clear a bit set.
 	maxScan         = 8
 	maxStackMembers = 4096
-	maxStackZones   = 64
+	maxStackZones   = 16
 )
+
+// fillMany is apart from Preference so that few nodes do not pay for its memory.
+func (r *Ring) fillMany(l *list, key uint64, n int) {
+	var stack [maxStackMembers / 64]uint64
+	seen := bitset(stack[:])
+	if r.Len() > maxStackMembers {
+		seen = make(bitset, (r.Len()+63)/64)
+	}
+	r.fill(l, seen, key, n)
+}
+
+func (r *Ring) fill(l *list, seen bitset, key uint64, n int) {
+	if len(r.zones) > 0 {
+		r.merge(l, seen, key, n)
+		return
+	}
+	if n == 0 {
+		return // there may be no token to find
+	}
+	for at := r.all.find(key); n > 0; n-- {
+		at = r.take(l, seen, &r.all, at)
+	}
+}
+
+// take walks c from token at to the first member that is not listed, lists it, and
+// returns where to walk on. There must be such a member.
+func (r *Ring) take(l *list, seen bitset, c *circle, at int) int {
+	for {
+		member := c.tokens[at].member
+		if at++; at == len(c.tokens) {
+			at = 0
+		}
+		if l.add(r.ids[member], member, seen) {
+			return at
+		}
+	}
+}
 
 // list is a preference list in the making.
 type list struct {
 	nodes []NodeID
-	begin int      // nodes before it were the caller's
-	seen  []uint64 // a bit per member; nil if nodes is short enough to be looked through
+	begin int // nodes before it are the caller's
 }
 
+// bitset has a bit per listed member; nil if the list is short enough to be looked
+// through. It is not a field of list, where it would be thought to leave the stack.
+type bitset []uint64
+
 // add appends a member unless it is listed, and says whether it did.
-func (l *list) add(member uint32, id NodeID) bool {
-	if l.seen == nil {
+func (l *list) add(id NodeID, member uint32, seen bitset) bool {
+	if seen == nil {
 		if slices.Contains(l.nodes[l.begin:], id) {
 			return false
 		}
 	} else {
-		word, bit := &l.seen[member/64], uint64(1)<<(member%64)
+		word, bit := &seen[member/64], uint64(1)<<(member%64)
 		if *word&bit != 0 {
 			return false
 		}
@@ -153,35 +190,11 @@ func (l *list) add(member uint32, id NodeID) bool {
 	return true
 }
 
-func (r *Ring) fill(l *list, key uint64, n int) {
-	if len(r.zones) > 0 {
-		r.merge(l, key, n)
-		return
-	}
-	for at := r.all.find(key); n > 0; n-- {
-		at = r.take(l, &r.all, at)
-	}
-}
-
-// take walks c from token at to the first member that is not listed, lists it, and
-// returns where to walk on. There must be such a member.
-func (r *Ring) take(l *list, c *circle, at int) int {
-	for {
-		member := c.tokens[at].member
-		if at++; at == len(c.tokens) {
-			at = 0
-		}
-		if l.add(member, r.table.Members[member].ID) {
-			return at
-		}
-	}
-}
-
 // turn is the state of one zone in a merge.
 type turn struct {
-	when uint64 // in units of 1/one of a place; math.MaxUint64 when the zone is out
-	at   int    // where its walk goes on; -1 before it begins
-	left int    // members not yet listed
+	when uint64 // one is the time of a place; math.MaxUint64 when the zone is out
+	at   int32  // the token where its walk goes on; -1 before it begins
+	left int32  // members not yet listed
 }
 
 // one is the number of coins, and the unit of turns. Turns cannot overflow: a zone of
@@ -190,7 +203,7 @@ type turn struct {
 const one = 1 << 32
 
 // merge lists n nodes with zones taking turns, as told in doc.go.
-func (r *Ring) merge(l *list, key uint64, n int) {
+func (r *Ring) merge(l *list, seen bitset, key uint64, n int) {
 	var stack [maxStackZones]turn
 	turns := stack[:0]
 	if len(r.zones) > maxStackZones {
@@ -218,12 +231,12 @@ func (r *Ring) merge(l *list, key uint64, n int) {
 		}
 		t, z := &turns[next], &r.zones[next]
 		if t.at < 0 {
-			t.at = z.find(key)
+			t.at = int32(z.find(key))
 		}
-		t.at = r.take(l, &z.circle, t.at)
-		t.when += one * r.weight * 5 / 4 / z.weight
+		t.at = int32(r.take(l, seen, &z.circle, int(t.at)))
+		t.when += z.step
 		if t.left--; t.left == 0 {
-			t.when = ^uint64(0)
+			t.when = math.MaxUint64
 		}
 	}
 }

@@ -44,6 +44,7 @@ type Member struct {
 	HTTP    string // of the HTTP port, host:port; empty if it has none
 	Zone    string // nodes that may fail together; empty is a zone too
 	Weight  uint16 // 256 tokens each; 1 is the default, and what With makes of 0
+	Gossip  string // of the gossip port, host:port
 }
 
 // Table is ring number Number: the agreed list of members.
