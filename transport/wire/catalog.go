@@ -32,6 +32,34 @@ func DefaultSettings() Settings {
 	}
 }
 
+// WithDefaults returns s with the default for each field that is 0. The default of
+// WriteQuorum is the majority of Replicas.
+func (s Settings) WithDefaults() Settings {
+	d := DefaultSettings()
+	if s.Partitions == 0 {
+		s.Partitions = d.Partitions
+	}
+	if s.Replicas == 0 {
+		s.Replicas = d.Replicas
+	}
+	if s.WriteQuorum == 0 {
+		s.WriteQuorum = s.Replicas/2 + 1
+	}
+	if s.Lease == 0 {
+		s.Lease = d.Lease
+	}
+	if s.MaxMessageBytes == 0 {
+		s.MaxMessageBytes = d.MaxMessageBytes
+	}
+	if s.BackoffMin == 0 {
+		s.BackoffMin = d.BackoffMin
+	}
+	if s.BackoffMax == 0 {
+		s.BackoffMax = max(d.BackoffMax, s.BackoffMin)
+	}
+	return s
+}
+
 // Limits of settings.
 const (
 	MaxPartitions = 1024

@@ -23,7 +23,6 @@ type Hello struct {
 	Ring       uint64      // number of the newest ring that the sender knows
 	Catalog    uint64      // highest catalog version that the sender knows
 	Commit     uint64      // of a node: number of its last synced commit
-	Remembered uint64      // highest commit number that the sender remembers of the receiver; filled in an answer
 	Token      string      // of a client: who it is; empty without authentication
 }
 

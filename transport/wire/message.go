@@ -62,9 +62,9 @@ const (
 	TypeRingPromise  Type = 121
 	TypeRingAccept   Type = 122
 	TypeRingAccepted Type = 123
-	TypeStored       Type = 124
 	TypeCopied       Type = 125
 	TypeMoved        Type = 126
+	TypeRemembered   Type = 127
 )
 
 // Message is what a frame carries: one of the structs of this package, by pointer.
@@ -124,17 +124,17 @@ func (*RingPrepare) Type() Type   { return TypeRingPrepare }
 func (*RingPromise) Type() Type   { return TypeRingPromise }
 func (*RingAccept) Type() Type    { return TypeRingAccept }
 func (*RingAccepted) Type() Type  { return TypeRingAccepted }
-func (*Stored) Type() Type        { return TypeStored }
 func (*Copied) Type() Type        { return TypeCopied }
 func (*Moved) Type() Type         { return TypeMoved }
+func (*Remembered) Type() Type    { return TypeRemembered }
 
-// New returns an empty message of a type, or an error if there is no such type.
+// New returns an empty message of a type. The error is ErrUnknownType.
 func New(t Type) (Message, error) {
-	make, ok := makers[t]
+	maker, ok := makers[t]
 	if !ok {
-		return nil, fmt.Errorf("unknown message type %d", t)
+		return nil, fmt.Errorf("%w %d", ErrUnknownType, t)
 	}
-	return make(), nil
+	return maker(), nil
 }
 
 var makers = map[Type]func() Message{
@@ -191,7 +191,7 @@ var makers = map[Type]func() Message{
 	TypeRingPromise:   func() Message { return new(RingPromise) },
 	TypeRingAccept:    func() Message { return new(RingAccept) },
 	TypeRingAccepted:  func() Message { return new(RingAccepted) },
-	TypeStored:        func() Message { return new(Stored) },
 	TypeCopied:        func() Message { return new(Copied) },
 	TypeMoved:         func() Message { return new(Moved) },
+	TypeRemembered:    func() Message { return new(Remembered) },
 }

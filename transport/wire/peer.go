@@ -9,9 +9,26 @@ import "github.com/meshq/meshq/ring"
 // says how far the sender is, so that who is behind fetches, and so that every
 // member remembers the highest commit number that the sender ever announced.
 type Beat struct {
-	Ring    uint64
-	Catalog uint64
-	Commit  uint64
+	Ring       uint64
+	Catalog    uint64
+	Commit     uint64
+	Boot       uint64
+	CatalogSum uint64 // of all catalog entries: equal sums, equal catalogs
+	Stored     uint64 // the ring of which the sender holds that no grant of an older one can run
+	Settled    bool   // all partitions that the sender keeps have moved to Ring
+}
+
+// CommitNumber is a commit of one boot of a node.
+type CommitNumber struct {
+	Boot   uint64
+	Commit uint64
+}
+
+// Remembered tells a node, on every new connection, the highest commit number that
+// the sender remembers of each of its last boots. A node that came back with less
+// is damaged (P12). One-way.
+type Remembered struct {
+	Commits []CommitNumber
 }
 
 // Replicate gives batches of one partition to a replica (the payload is the
@@ -346,12 +363,6 @@ type RingAccept struct {
 type RingAccepted struct {
 	OK      bool
 	Highest Ballot
-}
-
-// Stored says that the sender has stored ring Ring and that no grant that it gave
-// under an older ring can still run (section 11). One-way, repeated.
-type Stored struct {
-	Ring uint64
 }
 
 // Copied says that the sender, a new home replica of the partitions in ring Ring,

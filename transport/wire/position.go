@@ -145,3 +145,7 @@ func (t Term) Less(u Term) bool { return t.Compare(u) < 0 }
 
 // String is counter.node.
 func (t Term) String() string { return fmt.Sprintf("%d.%s", t.Counter, t.Node) }
+
+// NodeID is ring.NodeID, so that packages that only store or carry it need not
+// know the ring.
+type NodeID = ring.NodeID
