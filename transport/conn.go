@@ -66,29 +66,33 @@ type Conn struct {
 
 	mu          sync.Mutex // guards what follows; nothing is called under it but deadlines of nc
 	queue       []outFrame
-	queuedBytes int // of frames in queue and in the hands of the writer
+	queuedBytes int // memory of frames in queue and in the hands of the writer
 	lastRequest uint64
 	pending     map[uint64]func(wire.Message, error)
-	unanswered  map[uint64]struct{} // requests of the other side
-	err         error               // why it closes; nil while open
-	flush       bool                // closing: write what is queued first
+	unanswered  map[uint64]int // requests of the other side, and their bytes
+	heldBytes   int            // sum of unanswered
+	err         error          // why it closes; nil while open
+	flush       bool           // closing: write what is queued first
+	flushBy     time.Time      // closing: and be done by then
 }
 
 // outFrame is a frame that waits to be written.
 type outFrame struct {
 	head    *[]byte // prelude, header and short payloads; goes back to heads
 	payload [][]byte
-	size    int       // bytes in all
+	cost    int       // bytes of memory in all
 	before  time.Time // not zero: not to be written any more after it
 }
 
-var heads = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
+var heads = sync.Pool{New: func() any { b := make([]byte, 0, 256); return &b }}
 
 // Bounds of the writer.
 const (
 	copyBytes   = 4 << 10   // payloads up to this are copied next to their header
 	gatherBytes = 256 << 10 // frames up to this go into one write
 	keepHead    = 64 << 10  // longer buffers are not used again
+	frameCost   = 96        // memory of a frame beyond its bytes
+	keepFrames  = 4096      // longer queues are not used again
 	scratchSize = 16 << 10  // bodies of frames without a payload
 	readBuffer  = 64 << 10
 )
@@ -101,7 +105,7 @@ func newConn(nc net.Conn, o Options) *Conn {
 		nc: nc, o: o,
 		wake: make(chan struct{}, 1), room: make(chan struct{}, 1),
 		closing: make(chan struct{}), ended: make(chan struct{}), done: make(chan struct{}),
-		pending: map[uint64]func(wire.Message, error){}, unanswered: map[uint64]struct{}{},
+		pending: map[uint64]func(wire.Message, error){}, unanswered: map[uint64]int{},
 	}
 	c.frames = frameReader{
 		r: bufio.NewReaderSize(countingReader{nc, &c.received}, readBuffer), limit: min(helloFrameBytes, o.MaxFrameBytes),
@@ -168,7 +172,7 @@ func (c *Conn) fail(err error, flush bool) {
 	if c.err != nil {
 		return
 	}
-	c.err, c.flush = err, flush
+	c.err, c.flush, c.flushBy = err, flush, time.Now().Add(c.o.FlushTimeout)
 	close(c.closing)
 	c.setDeadlines()
 }
@@ -180,7 +184,7 @@ func (c *Conn) setDeadlines() {
 	case c.err == nil:
 		_ = c.nc.SetWriteDeadline(time.Now().Add(c.o.WriteTimeout))
 	case c.flush:
-		_ = c.nc.SetDeadline(time.Now().Add(c.o.FlushTimeout))
+		_ = c.nc.SetDeadline(c.flushBy)
 	default:
 		_ = c.nc.SetDeadline(time.Unix(1, 0))
 	}
@@ -280,12 +284,14 @@ func (c *Conn) Reply(id uint64, msg wire.Message) error {
 		}
 	}
 	c.mu.Lock()
-	if _, ok := c.unanswered[id]; !ok && c.err == nil {
+	held, ok := c.unanswered[id]
+	if !ok && c.err == nil {
 		c.mu.Unlock()
 		f.release()
 		return fmt.Errorf("%w: %d", ErrNoRequest, id)
 	}
 	delete(c.unanswered, id)
+	c.heldBytes -= held
 	err := c.enqueue(f, 2*c.o.WriteQueueBytes)
 	c.mu.Unlock()
 	select {
@@ -321,9 +327,8 @@ func (c *Conn) encode(msg wire.Message, flags uint8, id uint64) (outFrame, error
 	*head = b
 	f := outFrame{head: head}
 	payload := wire.PayloadSize(msg)
-	f.size = len(b) + payload
-	if err == nil && f.size > c.o.MaxFrameBytes {
-		err = wire.Errorf(wire.ErrTooLarge, "message of type %d makes a frame of %d bytes, limit %d", msg.Type(), f.size, c.o.MaxFrameBytes)
+	if size := len(b) + payload; err == nil && size > c.o.MaxFrameBytes {
+		err = wire.Errorf(wire.ErrTooLarge, "message of type %d makes a frame of %d bytes, limit %d", msg.Type(), size, c.o.MaxFrameBytes)
 	}
 	if err != nil {
 		f.release()
@@ -337,8 +342,9 @@ func (c *Conn) encode(msg wire.Message, flags uint8, id uint64) (outFrame, error
 		for _, p := range f.payload {
 			b = append(b, p...)
 		}
-		*head, f.payload = b, nil
+		*head, f.payload, payload = b, nil, 0
 	}
+	f.cost = cap(*head) + payload + frameCost
 	return f, nil
 }
 
@@ -355,11 +361,11 @@ func (c *Conn) enqueue(f outFrame, limit int) error {
 		f.release()
 		return closedError(c.err)
 	}
-	if c.queuedBytes > 0 && c.queuedBytes+f.size > limit {
+	if c.queuedBytes > 0 && c.queuedBytes+f.cost > limit {
 		f.release()
 		return fmt.Errorf("%w: %d bytes wait to be written", ErrSlow, c.queuedBytes)
 	}
-	c.queuedBytes += f.size
+	c.queuedBytes += f.cost
 	c.queue = append(c.queue, f)
 	select {
 	case c.wake <- struct{}{}:
@@ -378,10 +384,6 @@ func closedError(cause error) error {
 // run is the life of the connection after the hellos. It returns when all has ended.
 func (c *Conn) run() {
 	c.frames.limit = c.o.MaxFrameBytes
-	_ = c.nc.SetReadDeadline(time.Time{}) // of the hello; setDeadlines takes over
-	c.mu.Lock()
-	c.setDeadlines()
-	c.mu.Unlock()
 	writer := make(chan struct{})
 	go func() {
 		defer close(writer)
@@ -399,6 +401,7 @@ func (c *Conn) finish() {
 	err, pending, queue := c.err, c.pending, c.queue
 	c.pending, c.queue = map[uint64]func(wire.Message, error){}, nil
 	clear(c.unanswered)
+	c.heldBytes = 0
 	c.mu.Unlock()
 	for i := range queue {
 		queue[i].release()
@@ -465,7 +468,7 @@ func (c *Conn) refuse(p prelude, err error) error {
 	bad := errors.Is(err, wire.ErrBadMessage) || errors.Is(err, wire.ErrBadBatch)
 	switch {
 	case p.flags == flagRequest && !bad && (unknown || errors.As(err, &refused)):
-		if err := c.admit(p.request); err != nil {
+		if err := c.admit(p); err != nil {
 			return err
 		}
 		_ = c.Reply(p.request, asWireError(err)) // its errors close the connection
@@ -494,7 +497,7 @@ func (c *Conn) dispatch(p prelude, msg wire.Message) error {
 		}
 		return nil
 	case flagRequest:
-		if err := c.admit(p.request); err != nil {
+		if err := c.admit(p); err != nil {
 			return err
 		}
 		if _, ok := msg.(*wire.Ping); ok {
@@ -520,17 +523,19 @@ func (c *Conn) dispatch(p prelude, msg wire.Message) error {
 
 // admit counts a request, when there is room for one. It is where reading stops
 // when the answers do not come.
-func (c *Conn) admit(id uint64) error {
+func (c *Conn) admit(p prelude) error {
 	for {
 		c.mu.Lock()
-		_, twice := c.unanswered[id]
-		full := len(c.unanswered) >= c.o.MaxRequests
+		held := len(c.unanswered)
+		_, twice := c.unanswered[p.request]
+		full := held >= c.o.MaxRequests || held > 0 && c.heldBytes+p.body > c.o.MaxRequestBytes
 		if !twice && !full {
-			c.unanswered[id] = struct{}{}
+			c.unanswered[p.request] = p.body
+			c.heldBytes += p.body
 		}
 		c.mu.Unlock()
 		if twice {
-			return fmt.Errorf("%w: request %d is not answered yet and comes again", ErrBadFrame, id)
+			return fmt.Errorf("%w: request %d is not answered yet and comes again", ErrBadFrame, p.request)
 		}
 		if !full {
 			return nil
@@ -577,7 +582,10 @@ func (c *Conn) write() {
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && flush && half.CloseWrite() == nil {
 		// Closing at once would take from the other side what it has not read yet, if
 		// it was sending. The reader ends by the other side's close or its deadline.
-		<-c.ended
+		select {
+		case <-c.ended:
+		case <-time.After(c.o.FlushTimeout): // the reader is in a handler
+		}
 	}
 	_ = c.nc.Close()
 }
@@ -595,6 +603,9 @@ func (c *Conn) drain(w *writer) error {
 		c.mu.Lock()
 		if len(c.queue) == 0 || c.err != nil && !c.flush {
 			c.mu.Unlock()
+			if cap(w.frames) > keepFrames {
+				w.frames = nil
+			}
 			return nil
 		}
 		w.frames, c.queue = c.queue, w.frames[:0]
@@ -619,14 +630,14 @@ func (c *Conn) drain(w *writer) error {
 }
 
 // gather takes frames for one write, and leaves out those whose time has passed. It
-// says how many frames that were and how many bytes they counted for.
+// says how many frames that were and how many bytes of memory they counted for.
 func (c *Conn) gather(w *writer, frames []outFrame) (n, bytes int) {
 	w.bufs = w.bufs[:0]
 	var now time.Time
-	for n < len(frames) && (n == 0 || bytes+frames[n].size <= gatherBytes) {
+	for n < len(frames) && (n == 0 || bytes+frames[n].cost <= gatherBytes) {
 		f := &frames[n]
 		n++
-		bytes += f.size
+		bytes += f.cost
 		if !f.before.IsZero() {
 			if now.IsZero() {
 				now = time.Now()

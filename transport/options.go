@@ -17,8 +17,8 @@ type Options struct {
 	// Logger gets one line when a connection ends by a fault; nil: none.
 	Logger *slog.Logger
 
-	// WriteQueueBytes bounds what waits to be written on one connection; default 32
-	// MiB. Over it Send and Go answer ErrSlow. Answers may use twice as much; over
+	// WriteQueueBytes bounds the memory of what waits to be written on one connection;
+	// default 32 MiB. Over it Send and Go answer ErrSlow. Answers may use twice as much; over
 	// that the connection is closed, for its other side does not read. More costs
 	// memory for each slow reader, less makes bursts fail.
 	WriteQueueBytes int
@@ -28,6 +28,9 @@ type Options struct {
 	// default 4096. At the bound nothing more is read from the connection, answers
 	// included, until one is answered.
 	MaxRequests int
+	// MaxRequestBytes bounds the bytes of such requests in the same way; default 64
+	// MiB. One request is always taken.
+	MaxRequestBytes int
 	// MaxPending bounds own requests that wait for an answer; default 65,536. Over
 	// it Go and Call answer ErrSlow.
 	MaxPending int
@@ -54,6 +57,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.MaxFrameBytes, maxFrameBytes)
 	o.MaxFrameBytes = min(o.MaxFrameBytes, maxFrameBytes)
 	setDefault(&o.MaxRequests, 4096)
+	setDefault(&o.MaxRequestBytes, 64<<20)
 	setDefault(&o.MaxPending, 65_536)
 	setDefault(&o.MaxConns, 10_000)
 	setDefault(&o.HelloTimeout, 5*time.Second)

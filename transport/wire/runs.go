@@ -18,6 +18,9 @@ func Span(from, to Offset) Run { return Run{From: from, To: to} }
 // Len is the number of offsets in r.
 func (r Run) Len() uint64 { return uint64(r.To - r.From) }
 
+// Has tells whether o is in r.
+func (r Run) Has(o Offset) bool { return r.From <= o && o < r.To }
+
 // Runs is a set of offsets as sorted, disjoint, non-adjacent, non-empty runs.
 // The zero value is the empty set. Methods that change the set change the
 // receiver; the slices that they return share nothing with it.
