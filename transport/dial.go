@@ -100,8 +100,8 @@ func (c *Conn) writeNow(msg wire.Message) error {
 		return err
 	}
 	defer f.release()
-	if f.size > helloFrameBytes {
-		return wire.Errorf(wire.ErrTooLarge, "first frame of %d bytes, limit %d", f.size, helloFrameBytes)
+	if size := len(*f.head); size > helloFrameBytes {
+		return wire.Errorf(wire.ErrTooLarge, "first frame of %d bytes, limit %d", size, helloFrameBytes)
 	}
 	_, err = (&net.Buffers{*f.head}).WriteTo(c.nc)
 	return err
