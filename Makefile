@@ -1,0 +1,61 @@
+# meshq: `make` lists the targets.
+
+GO      ?= go
+SEEDS   ?= 200
+FUZZ    ?= 10s
+NODES   ?= 3
+DATA    ?= ./data
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test race test-mesh check fmt vet staticcheck bench fuzz swarm clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Settings: NODES=$(NODES) DATA=$(DATA) (run), SEEDS=$(SEEDS) (swarm), FUZZ=$(FUZZ) for each fuzzer (fuzz)"
+
+run: build ## build bin/meshq and start a mesh of three nodes on this machine, data in ./data
+	@exec bin/meshq dev --nodes $(NODES) --data $(DATA)
+
+build: ## build bin/meshq
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/meshq ./cmd/meshq
+
+test: ## all tests that are quick (a few minutes)
+	$(GO) test -timeout 5m ./...
+
+race: ## the same tests with the race detector
+	$(GO) test -race -short -timeout 10m ./...
+
+test-mesh: build ## long tests: real processes, real kills
+	$(GO) test -tags mesh -count=1 -timeout 20m -run '^TestMesh' ./cmd/meshq
+
+swarm: ## simulate the protocol under SEEDS random schedules of faults
+	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./node/core -swarm.seeds=$(SEEDS)
+
+fuzz: ## run each fuzzer for FUZZ
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do \
+		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
+			echo "fuzz $$(dirname "$$file") $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZ) "$$(dirname "$$file")"; \
+		done; \
+	done
+
+bench: ## run all benchmarks once
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m ./...
+
+fmt: ## fail if a file is not formatted by gofmt
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted, run gofmt -w:"; echo "$$files"; exit 1; fi
+
+vet: ## go vet, long tests too
+	$(GO) vet ./...
+	$(GO) vet -tags mesh ./...
+
+staticcheck: ## staticcheck, in the version that go.mod pins
+	$(GO) tool staticcheck -tags mesh ./...
+
+check: build fmt vet staticcheck race swarm test-mesh test ## what CI runs: all of the above but bench and fuzz
+
+clean: ## remove what was built (not ./data)
+	rm -rf bin
