@@ -1,11 +1,9 @@
 package node
 
 import (
-	"context"
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/meshq/meshq/node/core"
 	"github.com/meshq/meshq/ring"
@@ -44,15 +42,12 @@ func (i *inbound) Closed(*transport.Conn, error) {
 	i.in.force(item{event: core.ConnClosed{Conn: i.id}, conn: i})
 }
 
-// askTimeout is how long a handshake waits for the loop.
-const askTimeout = time.Second
-
 // door decides who may connect, and knows who has.
 type door struct {
 	self ring.NodeID
 	in   *inbox
 	loop *loop
-	say  func(context.Context, ring.NodeID) (*wire.Hello, error) // what this node says to another, or to a client (0)
+	say  func() *wire.Hello
 	// learn is told the Hello of every node that has connected.
 	learn func(*wire.Hello)
 	log   *slog.Logger
@@ -68,14 +63,8 @@ type door struct {
 
 // accept is called for each Hello that comes in.
 func (d *door) accept(c *transport.Conn, remote *wire.Hello) (*wire.Hello, transport.Handler, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
-	defer cancel()
 	if err := d.check(remote); err != nil {
 		d.tell(c, remote, err)
-		return nil, nil, err
-	}
-	hello, err := d.say(ctx, remote.Node)
-	if err != nil {
 		return nil, nil, err
 	}
 	conn := &inbound{
@@ -86,7 +75,7 @@ func (d *door) accept(c *transport.Conn, remote *wire.Hello) (*wire.Hello, trans
 	}
 	d.entered(conn)
 	d.learn(remote)
-	return hello, conn, nil
+	return d.say(), conn, nil
 }
 
 // check tells why the other side may not connect.

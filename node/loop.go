@@ -21,7 +21,6 @@ type machine interface {
 	Table() ring.Table
 	CatalogVersion() uint64
 	Commit() uint64
-	Remembered(ring.NodeID) uint64
 	Ready() bool
 }
 
@@ -91,7 +90,7 @@ type outside interface {
 	drained()
 	stop(error)
 	note(core.Note)
-	closing(func()) // runs it on a goroutine that the node waits for
+	tooLarge(what string, msg wire.Message, err error)
 }
 
 func newLoop(m machine, in *inbox, c clock, out outside, meter *meter) *loop {
@@ -203,11 +202,11 @@ func (l *loop) execute(effects []core.Effect) {
 		switch e := e.(type) {
 		case core.Send:
 			if link := l.up[e.To]; link != nil {
-				l.checkPeer(e.To, link.Send(e.Msg))
+				l.checkPeer(e.To, e.Msg, link.Send(e.Msg))
 			}
 		case core.Call:
 			if link := l.up[e.To]; link != nil {
-				l.checkPeer(e.To, l.call(link, e))
+				l.checkPeer(e.To, e.Msg, l.call(link, e))
 			}
 		case core.Reply:
 			req, ok := l.reqs[e.Req]
@@ -216,16 +215,16 @@ func (l *loop) execute(effects []core.Effect) {
 			}
 			delete(l.reqs, e.Req)
 			delete(req.conn.waiting, e.Req)
-			l.checkConn(req.conn, req.conn.c.Reply(req.id, e.Msg))
+			l.checkConn(req.conn, e.Msg, req.conn.c.Reply(req.id, e.Msg))
 		case core.Push:
 			conn := l.conns[e.Conn]
 			if conn == nil || conn.gone {
 				continue
 			}
 			if e.Before != 0 {
-				l.checkConn(conn, conn.c.SendBefore(e.Msg, l.clock.time(e.Before)))
+				l.checkConn(conn, e.Msg, conn.c.SendBefore(e.Msg, l.clock.time(e.Before)))
 			} else {
-				l.checkConn(conn, conn.c.Send(e.Msg))
+				l.checkConn(conn, e.Msg, conn.c.Send(e.Msg))
 			}
 		case core.Persist:
 			l.out.persist(e.Token, e.Ops)
@@ -248,25 +247,27 @@ func (l *loop) execute(effects []core.Effect) {
 // call sends a request to a peer. The answer comes from the reader of the link;
 // without one (the link was lost) PeerDown follows and nothing else.
 func (l *loop) call(link *transport.Conn, e core.Call) error {
-	return link.Go(e.Msg, func(msg wire.Message, err error) {
-		if err != nil {
-			var refused *wire.Error
-			if !errors.As(err, &refused) || link.Err() != nil {
-				return
-			}
-			msg = refused
+	err := link.Go(e.Msg, func(msg wire.Message, _ error) {
+		if msg != nil { // also when it is an error that the peer answered
+			l.in.put(item{event: core.Answered{Token: e.Token, Msg: msg}, size: weigh(msg)})
 		}
-		l.in.put(item{event: core.Answered{Token: e.Token, Msg: msg}, size: weigh(msg)})
 	})
+	if errors.Is(err, wire.ErrTooLarge) {
+		l.in.force(item{event: core.Answered{Token: e.Token, Msg: wire.ErrTooLarge}})
+	}
+	return err
 }
 
 // checkPeer ends a link that could not take a frame: frames to a peer arrive in
 // order, so nothing may follow one that was lost.
-func (l *loop) checkPeer(node ring.NodeID, err error) {
-	if err == nil {
+func (l *loop) checkPeer(node ring.NodeID, msg wire.Message, err error) {
+	switch {
+	case err == nil:
 		return
-	}
-	if errors.Is(err, transport.ErrSlow) {
+	case errors.Is(err, wire.ErrTooLarge):
+		l.out.tooLarge("peer", msg, err)
+		return // the next try would end the same way, and the rest is fine
+	case errors.Is(err, transport.ErrSlow):
 		l.meter.slow.WithLabelValues("peer").Inc()
 	}
 	l.up[node] = nil
@@ -275,16 +276,19 @@ func (l *loop) checkPeer(node ring.NodeID, err error) {
 	}
 }
 
-// checkConn ends a connection whose reader does not keep up.
-func (l *loop) checkConn(conn *inbound, err error) {
-	if err == nil || conn.gone {
+// checkConn ends a connection whose other side does not keep up.
+func (l *loop) checkConn(conn *inbound, msg wire.Message, err error) {
+	switch {
+	case err == nil || conn.gone || errors.Is(err, transport.ErrNoRequest):
 		return
-	}
-	if errors.Is(err, transport.ErrSlow) {
+	case errors.Is(err, wire.ErrTooLarge):
+		l.out.tooLarge("client", msg, err)
+		return // a request was answered with that error
+	case errors.Is(err, transport.ErrSlow):
 		l.meter.slow.WithLabelValues("client").Inc()
 	}
 	conn.gone = true // until ConnClosed
-	l.out.closing(func() { _ = conn.c.Close() })
+	_ = conn.c.Close()
 }
 
 // publish tells others what they may know.

@@ -46,7 +46,6 @@ type Node struct {
 	door     *door
 	peers    *peers
 	gossip   *gossip
-	closers  sync.WaitGroup // goroutines that close connections
 
 	draining atomic.Bool
 	drainedC chan struct{} // closed by the core's answer to Drain
@@ -349,7 +348,6 @@ func (n *Node) run() {
 	serving.end()
 	talking.end()
 	linking.end()
-	n.closers.Wait()
 	looping.end()
 	reading.end()
 	err := n.store.Close()
@@ -416,24 +414,13 @@ func (n *Node) watch(ctx context.Context) error {
 	}
 }
 
-// hello is what this node says to another; node 0: to a client, or to whom it does not
-// know yet.
-func (n *Node) hello(ctx context.Context, node ring.NodeID) (*wire.Hello, error) {
+// hello is what this node says to all who connect.
+func (n *Node) hello() *wire.Hello {
 	f := n.loop.facts.Load()
-	h := &wire.Hello{
+	return &wire.Hello{
 		Version: wire.Version, MinVersion: wire.MinVersion, Mesh: f.mesh, Node: n.self.ID, Boot: n.boot,
 		Name: n.self.Name, Gossip: n.self.Gossip, Ring: f.table.Number, Catalog: f.catalog, Commit: f.commit,
 	}
-	if node == 0 {
-		return h, nil
-	}
-	// A node that came back with less must learn it here, so this is asked, not looked up.
-	var commit, remembered uint64
-	if !n.loop.ask(ctx, func(m machine) { commit, remembered = m.Commit(), m.Remembered(node) }) {
-		return nil, wire.Errorf(wire.ErrNotReady, "node is busy or stopping")
-	}
-	h.Commit, h.Remembered = commit, remembered
-	return h, nil
 }
 
 // fail makes the node stop, for that cause. The first one counts.
@@ -521,7 +508,10 @@ func (n *Node) read(r core.Read)                        { n.disk.read(r) }
 func (n *Node) scan(s core.Scan)                        { n.disk.scan(s) }
 func (n *Node) setPeers(members []ring.Member)          { n.peers.set(members) }
 func (n *Node) drained()                                { n.drainOne.Do(func() { close(n.drainedC) }) }
-func (n *Node) closing(f func())                        { n.closers.Go(f) }
+
+func (n *Node) tooLarge(side string, msg wire.Message, err error) {
+	n.log.Warn("message too large to send", "side", side, "message", fmt.Sprintf("%T", msg), "error", err)
+}
 
 func (n *Node) stop(err error) {
 	if err == nil {

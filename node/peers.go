@@ -29,7 +29,7 @@ const (
 type peers struct {
 	self ring.NodeID
 	in   *inbox
-	say  func(context.Context, ring.NodeID) (*wire.Hello, error)
+	say  func() *wire.Hello
 	dial func(ctx context.Context, address string, hello *wire.Hello, h transport.Handler) (*transport.Conn, error)
 	mesh func() wire.MeshID
 	// learn is told the Hello of every node that was reached.
@@ -113,7 +113,7 @@ func (s *peers) set(members []ring.Member) {
 func (s *peers) startLocked(node ring.NodeID, link *transport.Conn) {
 	if s.ended || s.ctx.Err() != nil {
 		if link != nil {
-			s.wg.Go(func() { _ = link.Close() })
+			_ = link.Close()
 		}
 		return
 	}
@@ -299,6 +299,7 @@ func (k *keeper) hold(ctx context.Context, link *transport.Conn) bool {
 		err = transport.ErrSlow
 	}
 	_ = link.Close()
+	<-link.Done() // what it has brought comes before PeerDown
 	k.mark(k.p, false)
 	k.down(true)
 	if ctx.Err() != nil {
@@ -332,7 +333,7 @@ func (s *peers) forget(p *peer) {
 	delete(s.all, p.node)
 	select {
 	case link := <-p.offer:
-		s.wg.Go(func() { _ = link.Close() })
+		_ = link.Close()
 	default:
 	}
 	if _, wanted := s.wanted[p.node]; wanted && s.ctx.Err() == nil {
@@ -348,12 +349,7 @@ func (s *peers) reach(ctx context.Context, address string, node ring.NodeID) (*t
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	hello, err := s.say(ctx, node)
-	if err != nil {
-		return nil, err
-	}
-	h := &outbound{in: s.in, node: node}
-	link, err := s.dial(ctx, address, hello, h)
+	link, err := s.dial(ctx, address, s.say(), &outbound{in: s.in, node: node})
 	if err != nil {
 		return nil, err
 	}
