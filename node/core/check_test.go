@@ -1,0 +1,643 @@
+package core_test
+
+import (
+	"cmp"
+	"fmt"
+	"math/bits"
+	"slices"
+	"strings"
+
+	"github.com/meshq/meshq/node/core"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// msgKey is what makes a message that message, at whatever position it is.
+type msgKey struct {
+	producer wire.ProducerID
+	sequence uint64
+}
+
+func key(b *wire.Batch, i uint32) msgKey { return msgKey{b.Producer, b.Sequence + uint64(i)} }
+
+type groupKey struct {
+	group wire.GroupID
+	key   msgKey
+}
+
+// checker holds the promises P1..P12 against everything that happens. It sees all
+// disks and all clocks, which no node does.
+type checker struct {
+	w      *world
+	queues []*queue
+
+	messages map[msgKey]*sentMessage
+	order    []msgKey
+	holders  map[msgKey]uint64 // bits of hosts whose disk has it synced, or had it until it was done
+	acked    map[groupKey]int64
+	handed   map[groupKey][]*handout
+	first    map[groupKey]int64 // first delivery
+	highest  map[firstKey]uint64
+	owners   map[wire.PartitionID]map[int]ownership
+	ownerAt  map[wire.PartitionID]int64 // when there was last an owner, or no majority that could have one
+	waiting  map[*host][]waiting
+	handover map[termKey]bool
+
+	idle  bool // no check of P2live: the mesh is not set up yet
+	stats struct{ deliveries, again, acks, confirms, takeovers, dropped int }
+	terms map[wire.PartitionID]wire.Term
+	gaps  []int64 // without a valid owner, in ns
+}
+
+type sentMessage struct {
+	q         *queue
+	partition wire.PartitionID
+	body      string
+	at        int64
+	confirmed int64 // 0: not yet
+}
+
+type firstKey struct {
+	group     wire.GroupID
+	producer  wire.ProducerID
+	partition wire.PartitionID
+}
+
+type termKey struct {
+	partition wire.PartitionID
+	term      wire.Term
+}
+
+// handout is one message in the hands of one consumer, as far as that is true.
+type handout struct {
+	client  *host // nil: handed to a relay
+	conn    *conn
+	owner   *host
+	term    wire.Term
+	attempt uint32
+	at      int64
+	until   int64 // while the lease surely runs by the owner's clock
+	resumed map[int]*conn
+}
+
+type ownership struct {
+	term  wire.Term
+	until int64
+	life  int
+}
+
+type waiting struct {
+	id core.ReqID
+	r  *request
+}
+
+func newChecker(w *world) *checker {
+	return &checker{
+		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, acked: map[groupKey]int64{},
+		handed: map[groupKey][]*handout{}, first: map[groupKey]int64{}, highest: map[firstKey]uint64{},
+		owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
+		waiting: map[*host][]waiting{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{},
+	}
+}
+
+func (k *checker) about(m msgKey) string {
+	return fmt.Sprintf("(%s#%d)", k.w.names.producer(m.producer), m.sequence)
+}
+
+// Disks (P1).
+
+func (k *checker) holds(h *host, b *wire.Batch) {
+	for i := range b.Count {
+		k.holders[key(b, i)] |= 1 << h.index
+	}
+}
+
+func (k *checker) lost(h *host, b *wire.Batch) {
+	for i := range b.Count {
+		k.holders[key(b, i)] &^= 1 << h.index
+	}
+}
+
+func (k *checker) forgets(h *host) {
+	for m := range k.holders {
+		k.holders[m] &^= 1 << h.index
+	}
+}
+
+// Producers.
+
+func (k *checker) sent(q *queue, p wire.PartitionID, m msgKey, body string) {
+	k.messages[m] = &sentMessage{q: q, partition: p, body: body, at: k.w.now}
+	k.order = append(k.order, m)
+}
+
+// confirmed is called when a producer learns that a batch is confirmed; the copies
+// were counted when the node said so.
+func (k *checker) confirmed(p *producer, e *wire.Enqueue, m *wire.Enqueued) { k.stats.confirms++ }
+
+// Requests (P10).
+
+func (k *checker) expect(h *host, id core.ReqID, r *request) {
+	limit := 10 * second
+	if e, ok := r.msg.(*wire.Enqueue); ok {
+		limit = int64(e.Timeout) * millisecond
+		if limit == 0 {
+			limit = 5 * second
+		}
+		limit += second / 2
+	}
+	r.deadline = k.w.now + limit
+	k.waiting[h] = append(k.waiting[h], waiting{id, r})
+}
+
+func (k *checker) crashed(h *host) {
+	delete(k.waiting, h)
+	for _, o := range k.owners {
+		delete(o, h.index)
+	}
+}
+
+// deadlines looks for requests that were not answered in time. A node that stood
+// still gets its time back.
+func (k *checker) deadlines(h *host) {
+	list := k.waiting[h]
+	keep := list[:0]
+	for _, x := range list {
+		if x.r.answered || h.in[x.r.conn.id] != x.r.conn {
+			if x.r.answered {
+				delete(h.requests, x.id)
+			}
+			continue
+		}
+		if h.paused {
+			x.r.deadline = max(x.r.deadline, k.w.now+6*second)
+		}
+		if k.w.now > x.r.deadline {
+			k.w.fail("P10", keyOf(x.r.msg), "%s has not answered %s of %s after %d ms", h.name, k.w.describe(x.r.msg), x.r.conn.from.name, (k.w.now-x.r.arrived)/millisecond)
+			return
+		}
+		keep = append(keep, x)
+	}
+	k.waiting[h] = keep
+}
+
+func keyOf(m wire.Message) msgKey {
+	switch m := m.(type) {
+	case *wire.Enqueue:
+		return msgKey{m.Producer, m.Sequence}
+	case *wire.Settle:
+		if len(m.Items) > 0 {
+			r := &m.Items[0].Receipt
+			if len(m.Items[0].Runs) > 0 {
+				return msgKey{r.Producer, r.Sequence + uint64(m.Items[0].Runs[0].From-r.Run.From)}
+			}
+			return msgKey{r.Producer, r.Sequence}
+		}
+	}
+	return msgKey{}
+}
+
+// replied is called when a node answers a request.
+func (k *checker) replied(h *host, r *request, answer wire.Message) {
+	switch m := r.msg.(type) {
+	case *wire.Enqueue:
+		e, ok := answer.(*wire.Enqueued)
+		if !ok {
+			return
+		}
+		for i := range m.Count {
+			mk := msgKey{m.Producer, m.Sequence + uint64(i)}
+			n := bits.OnesCount64(k.holders[mk])
+			if n < int(e.Want) && !k.allDone(mk) {
+				k.w.fail("P1", mk, "%s confirms %s with %d of %d copies (%s); synced on %s", h.name, k.about(mk), len(e.Nodes), e.Want, k.w.names.list(e.Nodes), k.holding(mk))
+				return
+			}
+			if s := k.messages[mk]; s != nil {
+				want := min(int(s.q.entry.Settings.WriteQuorum), len(h.core.Table().Members))
+				if int(e.Want) < want {
+					k.w.fail("P1", mk, "%s confirms %s and wants %d copies, of %d", h.name, k.about(mk), e.Want, want)
+					return
+				}
+				if s.confirmed == 0 {
+					s.confirmed = k.w.now
+				}
+			}
+		}
+	case *wire.Settle:
+		s, ok := answer.(*wire.Settled)
+		if !ok {
+			return
+		}
+		for i := range m.Items {
+			if i >= len(s.Codes) || s.Codes[i] != 0 || m.Items[i].Kind != wire.SettleAck {
+				continue
+			}
+			rc := &m.Items[i].Receipt
+			for _, run := range m.Items[i].Runs {
+				for o := run.From; o < run.To; o++ {
+					g := groupKey{rc.Group, msgKey{rc.Producer, rc.Sequence + uint64(o-rc.Run.From)}}
+					if k.acked[g] == 0 {
+						k.acked[g] = k.w.now
+						k.stats.acks++
+					}
+				}
+			}
+		}
+	}
+}
+
+// allDone tells whether all groups of the message's queue have confirmed acks of it.
+func (k *checker) allDone(m msgKey) bool {
+	s := k.messages[m]
+	if s == nil {
+		return false
+	}
+	for _, g := range s.q.entry.Groups {
+		if k.acked[groupKey{wire.Group(g.Name, g.Generation), m}] == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (k *checker) holding(m msgKey) string {
+	var out []string
+	for _, h := range k.w.nodes() {
+		if k.holders[m]&(1<<h.index) != 0 {
+			out = append(out, h.name)
+		}
+	}
+	if out == nil {
+		return "no disk"
+	}
+	return strings.Join(out, " ")
+}
+
+// Deliveries (P3, P4, P5).
+
+// pushing is called when a node hands a one-way message to a connection that it
+// did not open, before the deadline of the message.
+func (k *checker) pushing(h *host, c *conn, msg wire.Message) {
+	switch m := msg.(type) {
+	case *wire.Owner:
+		t := termKey{m.Partition, m.Term}
+		if _, seen := k.handover[t]; !seen && m.Node == h.id {
+			k.handover[t] = m.Grace == 0
+		}
+	case *wire.Deliver:
+		for i := range m.Deliveries {
+			d := &m.Deliveries[i]
+			for o := d.Receipt.Run.From; o < d.Receipt.Run.To; o++ {
+				k.delivering(h, c, d, o)
+				if k.w.failure != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (k *checker) delivering(h *host, c *conn, d *wire.Delivery, o wire.Offset) {
+	r := &d.Receipt
+	m := msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}
+	g := groupKey{r.Group, m}
+	now := k.w.now
+	relayed := r.Term.Node != h.id
+	if !relayed {
+		k.stats.deliveries++
+		if d.Cause != wire.CauseNone {
+			k.stats.again++
+		}
+		s := k.messages[m]
+		if s == nil || s.partition != r.Partition {
+			k.w.fail("P9", m, "%s delivers %s, which nobody sent to it", h.name, k.w.names.receipt(r))
+			return
+		}
+		if at, ok := k.acked[g]; ok {
+			k.w.fail("P3", m, "%s delivers %s (%s), and an ack of it was confirmed %d ms ago", h.name, k.about(m), k.w.names.receipt(r), (now-at)/millisecond)
+			return
+		}
+		if _, again := k.first[g]; !again {
+			k.first[g] = now
+			f := firstKey{r.Group, m.producer, r.Partition}
+			if last := k.highest[f]; last > m.sequence+1 {
+				later := msgKey{m.producer, last - 1}
+				if at := k.first[groupKey{r.Group, later}]; at-k.messages[later].at < 29*second {
+					k.w.fail("P5", m, "%s first delivers %s to %s, after %s was first delivered %d ms ago", h.name, k.about(m), k.w.names.group(r.Group), k.about(later), (now-at)/millisecond)
+					return
+				}
+			}
+			k.highest[f] = max(k.highest[f], m.sequence+1)
+		}
+		k.alone(h, c, r, g)
+	}
+	if c == nil || c.dead && !c.up[0] {
+		return
+	}
+	n := &handout{conn: c, owner: h, term: r.Term, attempt: r.Attempt, at: now, until: now + int64(d.Lease)*millisecond*95/100, resumed: map[int]*conn{}}
+	if c.from.client != nil {
+		n.client = c.from
+	}
+	k.handed[g] = append(k.prune(k.handed[g]), n)
+}
+
+func (k *checker) prune(l []*handout) []*handout {
+	return slices.DeleteFunc(l, func(x *handout) bool { return x.until <= k.w.now })
+}
+
+// alone checks P4: no other consumer has the message, but for a named cause.
+func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
+	list := k.prune(k.handed[g])
+	k.handed[g] = list
+	var top *handout
+	for _, x := range list {
+		if x.client == nil || x.conn.from.life != x.conn.life[0] {
+			continue
+		}
+		if top == nil || cmp.Or(top.term.Compare(x.term), cmp.Compare(top.attempt, x.attempt)) <= 0 {
+			top = x
+		}
+	}
+	if top == nil || to != nil && top.client == to.from {
+		return
+	}
+	same := top.term == r.Term && !top.conn.dead && top.conn.up[0] && top.conn.up[1]
+	back := false
+	if c := top.resumed[h.index]; c != nil && !c.dead && c.up[0] && c.up[1] && h.in[c.id] == c {
+		back = true
+	}
+	if !same && !back {
+		return
+	}
+	how := "in the same term, and its connection holds"
+	if back {
+		how = "and it resumed it here"
+	}
+	k.w.fail("P4", g.key, "%s hands out %s (%s), but %s has it (term %s attempt %d, %d ms ago), %s", h.name, k.about(g.key), k.w.names.receipt(r),
+		top.client.name, k.w.names.term(top.term), top.attempt, (k.w.now-top.at)/millisecond, how)
+}
+
+// got is called when a consumer receives a message; stale when it drops it because
+// it has heard of a newer owner.
+func (k *checker) got(c *consumer, h *holding, stale bool) {
+	if s := k.messages[h.key]; s == nil || s.body != h.body {
+		k.w.fail("P9", h.key, "%s got %q as %s", c.h.name, h.body, k.about(h.key))
+		return
+	}
+	if stale {
+		k.stats.dropped++
+		k.remove(c, h)
+	}
+}
+
+// ended is called when a consumer is through with a message, or gives it back.
+func (k *checker) ended(c *consumer, h *holding) { k.remove(c, h) }
+
+func (k *checker) remove(c *consumer, h *holding) {
+	g := groupKey{h.receipt.Group, h.key}
+	k.handed[g] = slices.DeleteFunc(k.handed[g], func(x *handout) bool {
+		return x.client == c.h && x.term == h.receipt.Term && x.attempt == h.receipt.Attempt
+	})
+}
+
+func (k *checker) extended(c *consumer, h *holding) {
+	for _, x := range k.handed[groupKey{h.receipt.Group, h.key}] {
+		if x.client == c.h && x.term == h.receipt.Term && x.attempt == h.receipt.Attempt {
+			x.until = max(x.until, k.w.now+(h.until-k.w.now)*95/100)
+		}
+	}
+}
+
+func (k *checker) consumerGone(c *consumer) {
+	for g, l := range k.handed {
+		k.handed[g] = slices.DeleteFunc(l, func(x *handout) bool { return x.client == c.h })
+	}
+}
+
+// requested is called before a node takes a message of a connection that it did not open.
+func (k *checker) requested(h *host, id core.ConnID, msg wire.Message) {
+	m, ok := msg.(*wire.Resume)
+	if !ok || h.in[id] == nil {
+		return
+	}
+	c := h.in[id]
+	for i := range m.Held {
+		r := &m.Held[i].Receipt
+		for _, run := range m.Held[i].Runs {
+			for o := run.From; o < run.To; o++ {
+				for _, x := range k.handed[groupKey{r.Group, msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}}] {
+					if x.client == c.from && x.term == r.Term && x.attempt == r.Attempt {
+						x.resumed[h.index] = c
+					}
+				}
+			}
+		}
+	}
+}
+
+// Ownership.
+
+// stepped is called after each step of a node: at most one valid lease per partition.
+func (k *checker) stepped(h *host) {
+	for _, o := range h.core.Ownerships() {
+		until := h.worldTime(o.Until)
+		if until <= k.w.now {
+			continue
+		}
+		m := k.owners[o.Partition]
+		if m == nil {
+			m = map[int]ownership{}
+			k.owners[o.Partition] = m
+		}
+		if old, ok := m[h.index]; ok && old.term == o.Term && old.until == until {
+			continue
+		}
+		for i, other := range m {
+			x := k.w.hosts[i]
+			if i != h.index && other.until > k.w.now && x.running && x.life == other.life {
+				k.w.fail("two owners", msgKey{}, "%s owns %s in term %s, and %s owns it in term %s for %d ms more", h.name, k.w.names.partition(o.Partition),
+					k.w.names.term(o.Term), x.name, k.w.names.term(other.term), (other.until-k.w.now)/millisecond)
+				return
+			}
+		}
+		if k.terms[o.Partition] != o.Term {
+			k.terms[o.Partition] = o.Term
+			k.stats.takeovers++
+		}
+		m[h.index] = ownership{o.Term, until, h.life}
+	}
+	for p, m := range k.owners {
+		if o, ok := m[h.index]; ok && !slices.ContainsFunc(h.core.Ownerships(), func(x core.Ownership) bool { return x.Partition == p && x.Term == o.term }) {
+			delete(m, h.index)
+		}
+	}
+}
+
+func (k *checker) owner(p wire.PartitionID) *host {
+	for i, o := range k.owners[p] {
+		if h := k.w.hosts[i]; o.until > k.w.now && h.running && h.life == o.life {
+			return h
+		}
+	}
+	return nil
+}
+
+// watch looks every half second at what must not take too long.
+func (k *checker) watch() {
+	k.w.after(500*millisecond, k.watch)
+	for _, h := range k.w.nodes() {
+		if h.running {
+			k.deadlines(h)
+		}
+		if h.stopped != nil {
+			k.w.fail("Stop", msgKey{}, "%s stopped: %v", h.name, h.stopped)
+		}
+	}
+	if k.idle {
+		return
+	}
+	for _, q := range k.queues {
+		for _, p := range q.partitions() {
+			if k.owner(p) != nil || !k.couldOwn(q, p) {
+				k.ownerAt[p] = k.w.now
+			} else if k.w.now-k.ownerAt[p] > 8*second {
+				k.w.fail("P2live", msgKey{}, "%s had no owner for %d ms, and a majority of its home replicas is connected", k.w.names.partition(p), (k.w.now-k.ownerAt[p])/millisecond)
+				return
+			}
+		}
+	}
+}
+
+// couldOwn tells whether a majority of the home replicas works and is connected
+// without a slow link.
+func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
+	ids := k.w.homeIDs(q, p)
+	var up []*host
+	for _, id := range ids {
+		if h := k.w.node(id); h != nil && h.running && !h.paused && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.w.disks.stallBy <= second {
+			up = append(up, h)
+		}
+	}
+	if k.w.net.late > 0 && k.w.net.lateBy > second {
+		return false
+	}
+	for _, a := range up { // a clique around a: all that a can reach, pairwise
+		clique := []*host{a}
+		for _, b := range up {
+			if b != a && !slices.ContainsFunc(clique, func(x *host) bool { return !k.good(x, b) }) {
+				clique = append(clique, b)
+			}
+		}
+		if len(clique) > len(ids)/2 {
+			return true
+		}
+	}
+	return false
+}
+
+func (k *checker) good(a, b *host) bool {
+	for _, l := range []*link{k.w.link(a, b), k.w.link(b, a)} {
+		if l.cut > 0 || l.slow > 50*millisecond {
+			return false
+		}
+	}
+	return a.outTo(b.id) != nil && b.outTo(a.id) != nil
+}
+
+// settled is the end: every confirmed message was delivered and acked (P2).
+func (k *checker) unacked() []groupKey {
+	var out []groupKey
+	for _, m := range k.order {
+		s := k.messages[m]
+		if s.confirmed == 0 {
+			continue
+		}
+		for _, g := range s.q.entry.Groups {
+			gk := groupKey{wire.Group(g.Name, g.Generation), m}
+			if k.acked[gk] == 0 {
+				out = append(out, gk)
+			}
+		}
+	}
+	return out
+}
+
+func (k *checker) delivered() {
+	left := k.unacked()
+	if len(left) == 0 {
+		return
+	}
+	g := left[0]
+	s := k.messages[g.key]
+	what := "was never delivered"
+	if at, ok := k.first[g]; ok {
+		what = fmt.Sprintf("was first delivered %d ms ago, and is not acked", (k.w.now-at)/millisecond)
+	}
+	owner := "nobody"
+	if h := k.owner(s.partition); h != nil {
+		owner = h.name
+	}
+	k.w.fail("P2", g.key, "%s of %s, confirmed %d ms ago, %s to %s; %d like it; %s owns it; held by %s", k.about(g.key), k.w.names.partition(s.partition),
+		(k.w.now-s.confirmed)/millisecond, what, k.w.names.group(g.group), len(left), owner, k.holding(g.key))
+}
+
+// converged checks P7 and P11 by what the nodes say of themselves.
+func (k *checker) converged(states map[*host]*wire.Inspected, ps []wire.PartitionID) error {
+	for i, p := range ps {
+		q := k.queueOf(p)
+		var first *wire.PartitionState
+		var firstAt *host
+		owned := 0
+		for _, h := range k.w.nodes() {
+			in := states[h]
+			if in == nil {
+				if h.running {
+					return fmt.Errorf("%s does not answer Inspect", h.name)
+				}
+				continue
+			}
+			if len(in.States) != len(ps) {
+				return fmt.Errorf("%s answers Inspect of %d partitions with %d states", h.name, len(ps), len(in.States))
+			}
+			s := &in.States[i]
+			if s.Hints != 0 {
+				return fmt.Errorf("%s keeps %d hints of %s", h.name, s.Hints, k.w.names.partition(p))
+			}
+			if !slices.Contains(k.w.homeIDs(q, p), h.id) {
+				continue
+			}
+			if !s.Home {
+				return fmt.Errorf("%s does not know that it is a home replica of %s", h.name, k.w.names.partition(p))
+			}
+			if s.Repairing {
+				return fmt.Errorf("%s is still repairing %s", h.name, k.w.names.partition(p))
+			}
+			if first == nil {
+				first, firstAt = s, h
+			} else if s.Digest != first.Digest {
+				return fmt.Errorf("digests of %s differ: %s has %x, %s has %x (messages %d and %d)", k.w.names.partition(p), firstAt.name, first.Digest, h.name, s.Digest, first.Messages, s.Messages)
+			}
+			if s.Owns {
+				owned++
+				for _, g := range s.Groups {
+					if g.Ready+g.InFlight+g.Delayed != 0 || g.Done != s.Messages {
+						return fmt.Errorf("all is acked, but the owner %s of %s says for %s: %d ready, %d in flight, %d delayed, %d done of %d",
+							h.name, k.w.names.partition(p), k.w.names.group(g.Group), g.Ready, g.InFlight, g.Delayed, g.Done, s.Messages)
+					}
+				}
+			}
+		}
+		if owned != 1 {
+			return fmt.Errorf("%d nodes say that they own %s", owned, k.w.names.partition(p))
+		}
+	}
+	return nil
+}
+
+func (k *checker) queueOf(p wire.PartitionID) *queue {
+	for _, q := range k.queues {
+		if slices.Contains(q.partitions(), p) {
+			return q
+		}
+	}
+	return nil
+}

@@ -1,0 +1,689 @@
+package core_test
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// queue is what the model clients know of a queue.
+type queue struct {
+	entry   wire.QueueEntry
+	catalog uint64
+}
+
+func (q *queue) partitions() []wire.PartitionID {
+	var out []wire.PartitionID
+	for i := range q.entry.Settings.Partitions {
+		out = append(out, q.entry.Partition(i))
+	}
+	return out
+}
+
+func (q *queue) group(name string) wire.GroupID {
+	for _, g := range q.entry.Groups {
+		if g.Name == name {
+			return wire.Group(g.Name, g.Generation)
+		}
+	}
+	return 0
+}
+
+// preference is the preference list of a partition by the newest ring: hosts that exist.
+func (w *world) preference(p wire.PartitionID) []*host {
+	var out []*host
+	for _, id := range ring.New(w.table()).Preference(nil, uint64(p), 0) {
+		if h := w.node(id); h != nil {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// homes are the home replicas of a partition by the newest ring; those that are
+// gone for ever are left out.
+func (w *world) homes(q *queue, p wire.PartitionID) []*host {
+	var out []*host
+	for _, id := range w.homeIDs(q, p) {
+		if h := w.node(id); h != nil {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+func (w *world) homeIDs(q *queue, p wire.PartitionID) []ring.NodeID {
+	t := w.table()
+	return ring.New(t).Preference(nil, uint64(p), min(len(t.Members), int(q.entry.Settings.Replicas)))
+}
+
+// admin creates queues. It tries every node in turn until one answers.
+type admin struct {
+	h    *host
+	todo func(c *conn)
+	next int
+}
+
+func (a *admin) opened(c *conn) {
+	if a.todo != nil {
+		a.todo(c)
+	}
+}
+func (a *admin) closed(to *host)                  { a.again() }
+func (a *admin) pushed(c *conn, msg wire.Message) {}
+
+func (a *admin) again() {
+	if a.todo == nil {
+		return
+	}
+	nodes := a.h.w.nodes()
+	a.next++
+	to := nodes[a.next%len(nodes)]
+	a.h.w.after(50*millisecond, func() {
+		if c := a.h.out[to.index]; c != nil {
+			a.opened(c)
+			return
+		}
+		a.h.dial(to)
+	})
+}
+
+func (w *world) newAdmin() *admin {
+	a := &admin{}
+	a.h = w.addClient("admin", a)
+	return a
+}
+
+// create makes a queue and calls done with it.
+func (a *admin) create(name string, s wire.Settings, groups []string, done func(*queue)) {
+	a.todo = func(c *conn) {
+		todo := a.todo
+		c.call(&wire.CreateQueue{Name: name, Settings: s, Groups: groups}, func(m wire.Message) {
+			if a.todo == nil || fmt.Sprintf("%p", a.todo) != fmt.Sprintf("%p", todo) {
+				return
+			}
+			info, ok := m.(*wire.QueueInfo)
+			if !ok {
+				a.again()
+				return
+			}
+			a.todo = nil
+			q := &queue{entry: info.Entry, catalog: info.Catalog}
+			a.h.w.names.queue(&q.entry)
+			a.h.w.check.queues = append(a.h.w.check.queues, q)
+			done(q)
+		})
+	}
+	a.again()
+}
+
+// inspect asks one node about partitions; done gets nil when it cannot be reached.
+func (a *admin) inspect(to *host, ps []wire.PartitionID, done func(*wire.Inspected)) {
+	ask := func(c *conn) {
+		c.call(&wire.Inspect{Partitions: ps}, func(m wire.Message) {
+			i, _ := m.(*wire.Inspected)
+			done(i)
+		})
+	}
+	if c := a.h.out[to.index]; c != nil {
+		ask(c)
+		return
+	}
+	one := &asker{a: a, do: ask, failed: func() { done(nil) }}
+	h := a.h.w.addClient("inspector", one)
+	h.dial(to)
+}
+
+type asker struct {
+	a      *admin
+	do     func(c *conn)
+	failed func()
+	asked  bool
+}
+
+func (a *asker) opened(c *conn) { a.asked = true; a.do(c) }
+func (a *asker) closed(to *host) {
+	if !a.asked {
+		a.failed()
+	}
+}
+func (a *asker) pushed(c *conn, msg wire.Message) {}
+
+// producer sends batches to one partition, one at a time, and never gives up.
+type producer struct {
+	w         *world
+	h         *host
+	id        wire.ProducerID
+	q         *queue
+	partition wire.PartitionID
+	think     int64 // mean time between a confirm and the next batch
+	most      int   // messages of a batch, at most
+	until     int64 // no new batch after that
+	left      int   // batches it may still send
+	timeout   uint32
+
+	next    uint64 // sequence
+	after   wire.Lane
+	afterAt wire.Offset
+	batch   *wire.Enqueue
+	try     int // counts tries of all batches
+	place   int // in the preference list
+	target  *host
+	coins   uint64
+	owner   ring.NodeID
+	done    bool // nothing under way and nothing to come
+}
+
+func (w *world) newProducer(name string, q *queue, p wire.PartitionID) *producer {
+	pr := &producer{w: w, q: q, partition: p, most: 4, think: 20 * millisecond, timeout: 2000, left: 1 << 30}
+	pr.h = w.addClient(name, pr)
+	pr.id = wire.ProducerID(w.luck(luckClient, uint64(pr.h.index), 0, 0))
+	w.names.producers[pr.id] = name
+	return pr
+}
+
+func (p *producer) coin() uint64 {
+	p.coins++
+	return p.w.luck(luckClient, uint64(p.h.index), 1, p.coins)
+}
+
+func (p *producer) start() { p.w.after(exponential(p.coin(), p.think), p.send) }
+
+// send makes the next batch.
+func (p *producer) send() {
+	if p.w.now >= p.until || p.left == 0 {
+		p.done = true
+		return
+	}
+	p.left--
+	n := int(between(p.coin(), 1, int64(p.most)+1))
+	e := &wire.Enqueue{
+		Partition: p.partition, Queue: p.q.entry.Name, Catalog: p.q.catalog, Producer: p.id, Sequence: p.next,
+		AfterLane: p.after, AfterOffset: p.afterAt, Count: uint32(n), Timeout: p.timeout,
+	}
+	for i := range n {
+		body := fmt.Sprintf("%s-%d", p.h.name, p.next+uint64(i))
+		e.Records = wire.AppendRecord(e.Records, &wire.Record{Body: []byte(body)})
+		p.w.check.sent(p.q, p.partition, msgKey{p.id, p.next + uint64(i)}, body)
+	}
+	e.Checksum = wire.Checksum(e.Records)
+	p.batch = e
+	p.next += uint64(n)
+	p.attempt(p.pick())
+}
+
+// pick is the node to try next: the owner as far as it is known, then down the list.
+func (p *producer) pick() *host {
+	list := p.w.preference(p.partition)
+	if len(list) == 0 {
+		return p.w.hosts[0]
+	}
+	if p.place == 0 {
+		if o := p.w.node(p.owner); o != nil {
+			return o
+		}
+	}
+	return list[p.place%len(list)]
+}
+
+func (p *producer) attempt(to *host) {
+	p.try++
+	try := p.try
+	p.target = to
+	p.w.after(250*millisecond, func() { // silence
+		if p.try == try && p.batch != nil {
+			p.moveOn(0)
+		}
+	})
+	if c := p.h.out[to.index]; c != nil {
+		p.ask(c)
+		return
+	}
+	p.h.dial(to)
+}
+
+func (p *producer) opened(c *conn) {
+	if p.batch != nil && p.target == c.to {
+		p.ask(c)
+	}
+}
+
+func (p *producer) closed(to *host) {
+	if p.batch != nil && p.target == to {
+		p.moveOn(0)
+	}
+}
+
+func (p *producer) pushed(c *conn, msg wire.Message) {}
+
+func (p *producer) moveOn(wait int64) {
+	p.place++
+	p.owner = 0
+	p.try++
+	try := p.try
+	if n := len(p.w.preference(p.partition)); n > 0 && p.place%n == 0 {
+		wait += between(p.coin(), 50*millisecond, 400*millisecond)
+	}
+	p.w.after(wait, func() {
+		if p.try == try && p.batch != nil {
+			p.attempt(p.pick())
+		}
+	})
+}
+
+func (p *producer) ask(c *conn) {
+	e := *p.batch
+	e.Catalog = p.q.catalog
+	c.call(&e, func(m wire.Message) {
+		if p.batch == nil || p.batch.Sequence != e.Sequence {
+			return // an answer to an earlier try, too late to matter
+		}
+		switch m := m.(type) {
+		case nil:
+		case *wire.Enqueued:
+			p.batch = nil
+			p.try++
+			p.after, p.afterAt = m.Lane, m.Base+wire.Offset(e.Count)-1
+			p.owner = m.Owner
+			p.place = 0
+			p.w.check.confirmed(p, &e, m)
+			p.w.after(exponential(p.coin(), p.think), p.send)
+		case *wire.Error:
+			if p.target != c.to {
+				return
+			}
+			switch m.Code {
+			case wire.CodeOverloaded, wire.CodeDiskFull: // an answer: the same node, later
+				p.try++
+				try := p.try
+				p.w.after(max(int64(m.RetryAfter)*millisecond, 50*millisecond), func() {
+					if p.try == try && p.batch != nil {
+						p.attempt(c.to)
+					}
+				})
+			case wire.CodeQuorum, wire.CodeTimeout, wire.CodeNotReady, wire.CodeNotOwner, wire.CodeLaneConflict, wire.CodeNoQueue:
+				p.moveOn(between(p.coin(), 0, 100*millisecond))
+			default:
+				p.w.fail("P10", msgKey{p.id, e.Sequence}, "%s refuses %s with: %s", c.to.name, p.w.describe(&e), m.Error())
+			}
+		default:
+			p.w.fail("P10", msgKey{p.id, e.Sequence}, "%s answers %s with %T", c.to.name, p.w.describe(&e), m)
+		}
+	})
+}
+
+// consumer takes messages of one group, holds each for a while and settles it.
+type consumer struct {
+	w     *world
+	h     *host
+	id    wire.ConsumerID
+	q     *queue
+	group string
+	gid   wire.GroupID
+
+	window   uint64
+	hold     int64 // mean time that a message is held
+	acks     int   // of 100 messages: acked
+	nacks    int   // nacked; the rest is released, extended, or forgotten until the lease ends
+	nackWait uint32
+	manual   bool // a script settles
+	relay    *host
+
+	subs   map[int]*subscription
+	last   uint64 // Sub
+	terms  map[wire.PartitionID]wire.Term
+	owners map[wire.PartitionID]ring.NodeID
+	held   []*holding
+	coins  uint64
+	lives  int
+	closes bool // it has crashed and is not back yet
+}
+
+type subscription struct {
+	conn     *conn
+	sub      uint64
+	released uint64 // messages that it is through with
+	told     uint64 // credit
+}
+
+// holding is one message in the hands of a consumer.
+type holding struct {
+	key     msgKey
+	receipt wire.Receipt
+	offset  wire.Offset
+	sub     *subscription
+	until   int64
+	over    bool // settled, or given up
+	acking  bool
+	body    string
+}
+
+func (w *world) newConsumer(name string, q *queue, group string) *consumer {
+	c := &consumer{
+		w: w, q: q, group: group, gid: q.group(group), window: 16, hold: 50 * millisecond, acks: 100,
+		subs: map[int]*subscription{}, terms: map[wire.PartitionID]wire.Term{}, owners: map[wire.PartitionID]ring.NodeID{},
+	}
+	c.h = w.addClient(name, c)
+	c.mint()
+	return c
+}
+
+func (c *consumer) mint() {
+	c.lives++
+	c.id = wire.ConsumerID(c.w.luck(luckClient, uint64(c.h.index), 0, uint64(c.lives)))
+	c.w.names.consumers[c.id] = c.h.name
+}
+
+func (c *consumer) coin() uint64 {
+	c.coins++
+	return c.w.luck(luckClient, uint64(c.h.index), 1, c.coins)
+}
+
+// start connects to all home replicas of the queue, and keeps connected.
+func (c *consumer) start() {
+	life := c.h.life
+	c.connect()
+	c.w.after(250*millisecond, func() {
+		if c.h.life == life {
+			c.start()
+		}
+	})
+}
+
+func (c *consumer) connect() {
+	if c.relay != nil {
+		c.h.dial(c.relay)
+		return
+	}
+	for _, p := range c.q.partitions() {
+		for _, h := range c.w.homes(c.q, p) {
+			c.h.dial(h)
+		}
+	}
+}
+
+func (c *consumer) opened(cn *conn) {
+	if c.closes {
+		return
+	}
+	c.last++
+	s := &subscription{conn: cn, sub: c.last}
+	c.subs[cn.to.index] = s
+	c.demand(s)
+	c.resume(cn.to)
+}
+
+func (c *consumer) demand(s *subscription) {
+	credit := s.released + c.window
+	if credit == s.told || c.subs[s.conn.to.index] != s {
+		return
+	}
+	s.told = credit
+	s.conn.oneWay(&wire.Subscribe{
+		Sub: s.sub, Consumer: c.id, Queue: c.q.entry.Name, Group: c.group, Credit: credit, Catalog: c.q.catalog, Relay: c.relay != nil,
+	})
+}
+
+// resume tells a node what the consumer holds.
+func (c *consumer) resume(to *host) {
+	s := c.subs[to.index]
+	if s == nil {
+		return
+	}
+	m := &wire.Resume{Sub: s.sub, Consumer: c.id, Queue: c.q.entry.Name, Group: c.group}
+	for _, h := range c.held {
+		if !h.over && h.until > c.w.now {
+			m.Held = append(m.Held, wire.Held{
+				Receipt: h.receipt, Runs: wire.Runs{wire.Span(h.offset, h.offset+1)}, Left: uint32((h.until - c.w.now) / millisecond),
+			})
+		}
+	}
+	if len(m.Held) > 0 {
+		s.conn.oneWay(m)
+	}
+}
+
+func (c *consumer) closed(to *host) {
+	s := c.subs[to.index]
+	delete(c.subs, to.index)
+	if s == nil || c.closes {
+		return
+	}
+	for _, i := range c.subscribed() { // the others may own it next
+		c.resume(c.w.hosts[i])
+	}
+}
+
+func (c *consumer) subscribed() []int {
+	var out []int
+	for i := range c.subs {
+		out = append(out, i)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (c *consumer) pushed(cn *conn, msg wire.Message) {
+	if c.closes {
+		return
+	}
+	switch m := msg.(type) {
+	case *wire.Owner:
+		if c.terms[m.Partition].Less(m.Term) {
+			c.terms[m.Partition] = m.Term
+			c.owners[m.Partition] = m.Node
+		}
+		if m.Grace > 0 && cn.to.id == m.Node {
+			c.resume(cn.to)
+		}
+	case *wire.Deliver:
+		s := c.subs[cn.to.index]
+		if s == nil || s.conn != cn || s.sub != m.Sub {
+			return
+		}
+		for i := range m.Deliveries {
+			c.take(s, &m.Deliveries[i])
+		}
+		c.demand(s)
+	}
+}
+
+func (c *consumer) take(s *subscription, d *wire.Delivery) {
+	r := &d.Receipt
+	stale := r.Term.Less(c.terms[r.Partition])
+	if !stale {
+		c.terms[r.Partition] = r.Term
+		c.owners[r.Partition] = r.Term.Node
+	}
+	p := d.Records
+	for o := r.Run.From; o < r.Run.To; o++ {
+		rec, rest, err := wire.DecodeRecord(p)
+		if err != nil {
+			c.w.fail("P9", msgKey{r.Producer, r.Sequence}, "%s got %s with bad records: %v", c.h.name, c.w.names.receipt(r), err)
+			return
+		}
+		p = rest
+		h := &holding{
+			key: msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}, receipt: *r, offset: o, sub: s,
+			until: c.w.now + int64(d.Lease)*millisecond, body: string(rec.Body),
+		}
+		c.w.check.got(c, h, stale)
+		if stale {
+			s.released++
+			continue
+		}
+		for _, old := range c.held { // a newer delivery of the same message replaces the older
+			if old.key == h.key && !old.over && !old.acking {
+				c.end(old)
+			}
+		}
+		c.held = append(c.held, h)
+		if !c.manual {
+			c.work(h)
+		}
+	}
+	if len(p) > 0 {
+		c.w.fail("P9", msgKey{r.Producer, r.Sequence}, "%s got %s with %d bytes too many", c.h.name, c.w.names.receipt(r), len(p))
+	}
+}
+
+// work decides what becomes of a message.
+func (c *consumer) work(h *holding) {
+	life := c.h.life
+	d := exponential(c.coin(), c.hold)
+	act := int(c.coin() % 100)
+	c.w.at(h.until, func() {
+		if c.h.life == life && !h.over && !h.acking {
+			c.end(h)
+		}
+	})
+	c.w.after(d, func() {
+		if c.h.life != life || h.over {
+			return
+		}
+		switch {
+		case act < c.acks:
+			c.settle(h, wire.SettleAck)
+		case act < c.acks+c.nacks:
+			c.settle(h, wire.SettleNack)
+		case act%3 == 0:
+			c.settle(h, wire.SettleRelease)
+		case act%3 == 1:
+			c.settle(h, wire.SettleExtend)
+			c.w.after(exponential(c.coin(), c.hold), func() {
+				if c.h.life == life && !h.over {
+					c.settle(h, wire.SettleAck)
+				}
+			})
+		}
+	})
+}
+
+// end is the end of a holding: settled, or its lease is over.
+func (c *consumer) end(h *holding) {
+	if h.over {
+		return
+	}
+	h.over = true
+	c.w.check.ended(c, h)
+	h.sub.released++
+	c.demand(h.sub)
+	c.held = slices.DeleteFunc(c.held, func(x *holding) bool { return x == h })
+}
+
+func (c *consumer) settle(h *holding, kind wire.Settling) {
+	if kind == wire.SettleAck {
+		h.acking = true
+	}
+	if kind == wire.SettleNack || kind == wire.SettleRelease {
+		c.w.check.ended(c, h) // it does not work on it any more
+	}
+	c.ask(h, kind, 0)
+}
+
+// ask settles at the owner as far as it is known, otherwise at any node, until it is done.
+func (c *consumer) ask(h *holding, kind wire.Settling, try int) {
+	life := c.h.life
+	answered := false
+	again := func() {
+		if answered {
+			return
+		}
+		answered = true
+		c.w.after(between(c.coin(), 20*millisecond, 300*millisecond), func() {
+			if c.h.life == life && !h.over && (kind == wire.SettleAck || c.w.now < h.until) {
+				c.ask(h, kind, try+1)
+			}
+		})
+	}
+	s := c.subs[-1]
+	if o := c.w.node(c.owners[h.receipt.Partition]); o != nil && try%3 != 2 {
+		s = c.subs[o.index]
+	}
+	if s == nil {
+		if ids := c.subscribed(); len(ids) > 0 {
+			s = c.subs[ids[c.coin()%uint64(len(ids))]]
+		}
+	}
+	if s == nil {
+		again()
+		return
+	}
+	item := wire.SettleItem{Receipt: h.receipt, Runs: wire.Runs{wire.Span(h.offset, h.offset+1)}, Kind: kind}
+	if kind == wire.SettleNack {
+		item.Delay = c.nackWait
+	}
+	asked := c.w.now
+	c.w.after(second, again)
+	s.conn.call(&wire.Settle{Queue: c.q.entry.Name, Catalog: c.q.catalog, Items: []wire.SettleItem{item}}, func(m wire.Message) {
+		if c.h.life != life || h.over {
+			return
+		}
+		code := wire.CodeTimeout
+		switch m := m.(type) {
+		case *wire.Settled:
+			if len(m.Codes) != 1 {
+				c.w.fail("P10", h.key, "%s answers a settle of one item with %d codes", s.conn.to.name, len(m.Codes))
+				return
+			}
+			code = m.Codes[0]
+		case *wire.Error:
+			code = m.Code
+		}
+		switch code {
+		case 0:
+			answered = true
+			if kind == wire.SettleExtend {
+				h.until = max(h.until, asked+int64(c.q.entry.Settings.Lease)*millisecond)
+				c.w.check.extended(c, h)
+				return
+			}
+			c.end(h)
+		case wire.CodeNotOwner, wire.CodeTimeout, wire.CodeNotReady, wire.CodeQuorum, wire.CodeOverloaded, wire.CodeNoQueue:
+			again()
+		case wire.CodeStaleReceipt:
+			if kind == wire.SettleAck {
+				c.w.fail("P10", h.key, "%s says %s to an ack of %s", s.conn.to.name, codeName(code), c.w.names.receipt(&h.receipt))
+				return
+			}
+			answered = true
+			c.end(h)
+		default:
+			c.w.fail("P10", h.key, "%s says %s to %s of %s", s.conn.to.name, codeName(code), settlings[kind], c.w.names.receipt(&h.receipt))
+		}
+	})
+}
+
+// crash is the end of the consumer's process; it comes back as another one.
+func (c *consumer) crash(back int64) {
+	w := c.h.w
+	if w.tracing {
+		w.tracef("%s crash", c.h.name)
+	}
+	c.closes = true
+	c.h.life++
+	w.check.consumerGone(c)
+	conns := c.h.connections()
+	slices.SortFunc(conns, func(a, b *conn) int { return cmp.Compare(a.number, b.number) })
+	for _, cn := range conns {
+		cn.calls = map[uint64]func(wire.Message){}
+		w.lose(cn, c.h)
+	}
+	c.h.out, c.h.dialing = map[int]*conn{}, map[int]bool{}
+	c.held, c.subs = nil, map[int]*subscription{}
+	c.terms, c.owners = map[wire.PartitionID]wire.Term{}, map[wire.PartitionID]ring.NodeID{}
+	if back < 0 {
+		return
+	}
+	life := c.h.life
+	w.after(back, func() {
+		if c.h.life == life {
+			c.closes = false
+			c.mint()
+			c.start()
+		}
+	})
+}

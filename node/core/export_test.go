@@ -1,0 +1,36 @@
+package core
+
+import (
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// Ownership is an ownership lease as its holder sees it, for tests.
+type Ownership struct {
+	Partition wire.PartitionID
+	Term      wire.Term
+	Until     Instant // the holder acts on it before that
+}
+
+// Ownerships are the partitions that this node may act on as their owner, by partition.
+func (c *Core) Ownerships() []Ownership {
+	var out []Ownership
+	for _, id := range sortedKeys(c.parts) {
+		if o := c.parts[id].own; o != nil && (o.phase == grace || o.phase == owning) && o.valid() {
+			out = append(out, Ownership{id, o.term, o.until()})
+		}
+	}
+	return out
+}
+
+// Repairing tells whether this node counts for nothing in a partition.
+func (c *Core) Repairing(id wire.PartitionID) bool { return c.parts[id] != nil && c.parts[id].repairing }
+
+// RememberedCommit is the highest commit number that this node remembers of another.
+func (c *Core) RememberedCommit(id ring.NodeID) uint64 {
+	p := c.peers[id]
+	if p == nil || len(p.commits) == 0 {
+		return 0
+	}
+	return p.commits[len(p.commits)-1].Commit
+}

@@ -1,0 +1,647 @@
+package core_test
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/meshq/meshq/node/core"
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// Units of virtual time, in nanoseconds.
+const (
+	microsecond int64 = 1_000
+	millisecond       = 1_000 * microsecond
+	second            = 1_000 * millisecond
+)
+
+// Streams of luck. Every coin of the world is a hash of the seed, a stream and
+// what it is about, so that removing one fault does not change the luck of the
+// others.
+const (
+	luckLatency uint64 = iota + 1
+	luckSync
+	luckRead
+	luckCrash
+	luckBoot
+	luckClose
+	luckDial
+	luckGossip
+	luckClient
+	luckPlan
+	luckDisk
+	luckWrite
+)
+
+func mix(h, v uint64) uint64 {
+	h ^= v + 0x9e3779b97f4a7c15 + h<<6 + h>>2
+	h ^= h >> 30
+	h *= 0xbf58476d1ce4e5b9
+	h ^= h >> 27
+	h *= 0x94d049bb133111eb
+	return h ^ h>>31
+}
+
+// world runs cores and model clients under virtual time. One seed is one schedule.
+type world struct {
+	seed  uint64
+	now   int64
+	queue schedule
+	seq   uint64 // of the next scheduled call: breaks ties of time
+
+	hosts []*host // nodes first come first; clients too
+	byID  map[ring.NodeID]*host
+	links map[[2]int]*link
+	conns uint64
+
+	net   netModel
+	disks diskModel
+	check *checker
+
+	hash    uint64 // rolling hash of everything that happened
+	steps   int
+	tracing bool
+	tracef  func(format string, args ...any)           // set when tracing
+	observe func(c *conn, dir int, f frame, lost bool) // sees every frame that is written
+	noted   func(h *host, n core.Note)
+	names   names
+	failure *violation // the first broken promise; the world stops there
+}
+
+type netModel struct {
+	latency, jitter int64 // minimum, and mean of the exponential part
+	late            int   // one frame in so many is late by up to lateBy; 0: none
+	lateBy          int64
+	keepalive       int64 // a silent connection is given up after this to twice this
+	redial          int64
+}
+
+type violation struct {
+	promise string
+	text    string
+	message msgKey // the guilty message, if it is about one
+}
+
+func (v *violation) Error() string { return v.promise + ": " + v.text }
+
+func newWorld(seed uint64) *world {
+	w := &world{
+		seed: seed, byID: map[ring.NodeID]*host{}, links: map[[2]int]*link{},
+		net:   netModel{latency: 200 * microsecond, jitter: 300 * microsecond, keepalive: 2 * second, redial: 200 * millisecond},
+		disks: diskModel{sync: 500 * microsecond, jitter: 1 * millisecond, read: 100 * microsecond},
+		hash:  seed,
+	}
+	w.names.init()
+	w.check = newChecker(w)
+	return w
+}
+
+// luck is a coin of the world: the same arguments always give the same number.
+func (w *world) luck(stream, a, b, n uint64) uint64 {
+	return mix(mix(mix(mix(mix(w.seed, stream), a), b), n), 0x6d65736871)
+}
+
+func unit(coin uint64) float64 { return float64(coin>>11) / (1 << 53) }
+
+// between maps a coin to [lo, hi).
+func between(coin uint64, lo, hi int64) int64 {
+	if hi <= lo {
+		return lo
+	}
+	return lo + int64(coin%uint64(hi-lo))
+}
+
+func exponential(coin uint64, mean int64) int64 {
+	return int64(-math.Log(1-unit(coin)) * float64(mean))
+}
+
+func (w *world) fail(promise string, about msgKey, format string, args ...any) {
+	if w.failure != nil {
+		return
+	}
+	w.failure = &violation{promise, fmt.Sprintf(format, args...), about}
+	if w.tracing {
+		w.tracef("BROKEN %s: %s", promise, w.failure.text)
+	}
+}
+
+// The schedule.
+
+type call struct {
+	at  int64
+	seq uint64
+	do  func()
+}
+
+type schedule []call
+
+func (s schedule) Len() int { return len(s) }
+func (s schedule) Less(i, j int) bool {
+	return s[i].at < s[j].at || s[i].at == s[j].at && s[i].seq < s[j].seq
+}
+func (s schedule) Swap(i, j int) { s[i], s[j] = s[j], s[i] }
+func (s *schedule) Push(x any)   { *s = append(*s, x.(call)) }
+func (s *schedule) Pop() any {
+	old := *s
+	c := old[len(old)-1]
+	old[len(old)-1] = call{}
+	*s = old[:len(old)-1]
+	return c
+}
+
+func (w *world) at(t int64, do func()) {
+	w.seq++
+	heap.Push(&w.queue, call{max(t, w.now), w.seq, do})
+}
+
+func (w *world) after(d int64, do func()) { w.at(w.now+d, do) }
+
+// run takes the world to time t, or to the first broken promise.
+func (w *world) run(t int64) {
+	for len(w.queue) > 0 && w.queue[0].at <= t && w.failure == nil {
+		c := heap.Pop(&w.queue).(call)
+		w.now = c.at
+		c.do()
+	}
+	if w.failure == nil {
+		w.now = t
+	}
+}
+
+// runFor is run for a span of time.
+func (w *world) runFor(d int64) { w.run(w.now + d) }
+
+// Hosts.
+
+// host is a machine: with a node on it, or with a client.
+type host struct {
+	w     *world
+	index int
+	name  string
+
+	client client // nil: a node
+
+	id      ring.NodeID
+	zone    string
+	founder bool
+	seeds   []*host
+	core    *core.Core
+	running bool
+	life    int // counts boots and ends of the process; what was started in an earlier life is void
+	boot    uint64
+	boots   int64 // world time of the last boot
+	disk    *disk
+	peers   []ring.Member
+	limits  core.Limits
+	stopped error // by a Stop effect
+	drained bool
+
+	mono     int64 // monotonic clock at boot
+	ppm      int64 // its drift
+	wall     int64 // offset of the wall clock, ms
+	paused   bool
+	inbox    []core.Event
+	crashIn  int // crash before that effect of the next steps; -1: no
+	tickAt   int64
+	spinning int
+
+	lastConn core.ConnID
+	lastReq  core.ReqID
+	requests map[core.ReqID]*request
+	in       map[core.ConnID]*conn
+	out      map[int]*conn // connections that this host opened, by index of the other
+	dialing  map[int]bool
+	alive    []ring.NodeID // last given by gossip
+	rumours  uint64
+}
+
+// client is a model client on a host of its own.
+type client interface {
+	opened(c *conn)
+	closed(to *host)
+	pushed(c *conn, msg wire.Message)
+}
+
+// request is one that a node must answer.
+type request struct {
+	conn     *conn
+	number   uint64 // of the asking side
+	msg      wire.Message
+	arrived  int64
+	deadline int64 // world time; 0: none
+	answered bool
+}
+
+func (w *world) addHost(name string) *host {
+	h := &host{w: w, index: len(w.hosts), name: name, crashIn: -1, out: map[int]*conn{}, dialing: map[int]bool{}}
+	w.hosts = append(w.hosts, h)
+	return h
+}
+
+// addNode makes a machine with an empty disk; start boots it.
+func (w *world) addNode(name string, id ring.NodeID) *host {
+	h := w.addHost(name)
+	h.disk = newDisk(h)
+	w.setID(h, id)
+	return h
+}
+
+func (w *world) setID(h *host, id ring.NodeID) {
+	h.id = id
+	w.byID[id] = h
+	w.names.node(id, h.name)
+}
+
+func (w *world) addClient(name string, c client) *host {
+	h := w.addHost(name)
+	h.client, h.running = c, true
+	return h
+}
+
+// node is the host of a node ID, nil when that node is gone for ever.
+func (w *world) node(id ring.NodeID) *host {
+	if h := w.byID[id]; h != nil && h.id == id {
+		return h
+	}
+	return nil
+}
+
+// nodes are the hosts of nodes.
+func (w *world) nodes() []*host {
+	var out []*host
+	for _, h := range w.hosts {
+		if h.client == nil {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+func (h *host) member() ring.Member {
+	return ring.Member{ID: h.id, Name: h.name, Address: h.name + ":7700", Gossip: h.name + ":7701", HTTP: h.name + ":7780", Zone: h.zone, Weight: 1}
+}
+
+func (h *host) monoAt(t int64) core.Instant {
+	d := t - h.boots
+	return core.Instant(h.mono + d + d*h.ppm/1_000_000)
+}
+
+func (h *host) time() core.Time {
+	return core.Time{Mono: h.monoAt(h.w.now), Wall: uint64(1_700_000_000_000 + h.wall + h.w.now/millisecond)}
+}
+
+// worldTime is the first moment at which the monotonic clock of h is at least i.
+func (h *host) worldTime(i core.Instant) int64 {
+	d := int64(i) - h.mono
+	if d > 1_000_000*second {
+		return math.MaxInt64
+	}
+	if d <= 0 {
+		return h.boots
+	}
+	t := h.boots + int64(float64(d)/(1+float64(h.ppm)/1e6))
+	for h.monoAt(t) < i {
+		t++
+	}
+	return t
+}
+
+// start boots the node of h from its disk.
+func (h *host) start() {
+	w := h.w
+	if h.running {
+		return
+	}
+	h.life++
+	h.boot++
+	h.running, h.paused, h.crashIn, h.stopped, h.drained = true, false, -1, nil, false
+	h.inbox, h.peers, h.alive = nil, nil, nil
+	h.boots = w.now
+	h.mono = between(w.luck(luckBoot, uint64(h.index), h.boot, 1), 0, 1000*second)
+	h.lastConn, h.lastReq = 0, 0
+	h.requests, h.in, h.out, h.dialing = map[core.ReqID]*request{}, map[core.ConnID]*conn{}, map[int]*conn{}, map[int]bool{}
+	h.tickAt, h.spinning = math.MaxInt64, 0
+	fresh := h.boot == 1 || len(h.disk.log) == 0
+	c := core.Config{
+		Self: h.member(), Boot: h.boot, Random: w.luck(luckBoot, uint64(h.index), h.boot, 2),
+		Found: h.founder && fresh, Limits: h.limits,
+	}
+	if w.tracing {
+		w.tracef("%s boot %d", h.name, h.boot)
+	}
+	h.core = core.New(c, h.disk.recover())
+	w.hashIn(1, uint64(h.index), h.boot)
+	h.scheduleTick()
+	h.dialPeers()
+	w.gossip()
+}
+
+// crash ends the process of h at once. What was not synced is lost, but for what
+// the disk happened to keep.
+func (h *host) crash() {
+	w := h.w
+	if !h.running {
+		return
+	}
+	if w.tracing {
+		w.tracef("%s crash", h.name)
+	}
+	h.running = false
+	h.life++
+	h.disk.crash()
+	w.check.crashed(h)
+	for _, c := range h.connections() {
+		w.lose(c, h)
+	}
+	w.gossip()
+}
+
+// connections are all open connections of h, in the order of their making.
+func (h *host) connections() []*conn {
+	var out []*conn
+	for _, c := range h.in {
+		out = append(out, c)
+	}
+	for _, c := range h.out {
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b *conn) int { return cmp.Compare(a.number, b.number) })
+	return out
+}
+
+// pause stops the process of h for d, as SIGSTOP does: its clocks go on.
+func (h *host) pause(d int64) {
+	if !h.running || h.paused {
+		return
+	}
+	h.paused = true
+	life := h.life
+	h.w.gossip()
+	h.w.after(d, func() {
+		if h.life != life {
+			return
+		}
+		h.paused = false
+		inbox := h.inbox
+		h.inbox = nil
+		for _, ev := range inbox {
+			if h.life != life {
+				return
+			}
+			h.step(ev)
+		}
+		h.tickAt = math.MaxInt64
+		h.scheduleTick()
+		h.w.gossip()
+	})
+}
+
+// give hands an event to the core of h, now, if it is in that life.
+func (h *host) give(life int, ev core.Event) {
+	if h.life == life {
+		h.step(ev)
+	}
+}
+
+func (h *host) step(ev core.Event) {
+	w := h.w
+	if !h.running || w.failure != nil {
+		return
+	}
+	if h.paused {
+		h.inbox = append(h.inbox, ev)
+		return
+	}
+	switch e := ev.(type) {
+	case core.Request:
+		w.check.requested(h, e.Conn, e.Msg)
+	case core.Received:
+		w.check.requested(h, e.Conn, e.Msg)
+	}
+	w.steps++
+	effects := h.core.Step(h.time(), ev)
+	w.hashIn(2, uint64(h.index), uint64(len(effects)))
+	for _, e := range effects {
+		if h.crashIn >= 0 {
+			if h.crashIn == 0 {
+				h.crashIn = -1
+				h.crash()
+				return
+			}
+			h.crashIn--
+		}
+		h.execute(e)
+		if !h.running {
+			return
+		}
+	}
+	w.check.stepped(h)
+	h.scheduleTick()
+}
+
+func (h *host) scheduleTick() {
+	if !h.running || h.paused {
+		return
+	}
+	next := h.core.Next()
+	t := h.worldTime(next)
+	if t == math.MaxInt64 {
+		return
+	}
+	t = max(t, h.w.now)
+	if t >= h.tickAt {
+		return
+	}
+	h.tickAt = t
+	life := h.life
+	h.w.at(t, func() {
+		if h.life != life || h.tickAt != t || h.paused {
+			return
+		}
+		h.tickAt = math.MaxInt64
+		if h.core.Next() > h.monoAt(h.w.now) { // it was put off
+			h.scheduleTick()
+			return
+		}
+		before := h.w.now
+		h.step(core.Tick{})
+		if h.running && !h.paused && h.core.Next() <= h.monoAt(before) {
+			if h.spinning++; h.spinning > 1000 {
+				h.w.fail("Next", msgKey{}, "%s wants a tick at %d, a thousand times in a row, and it is %d", h.name, h.core.Next(), h.monoAt(before))
+			}
+		} else {
+			h.spinning = 0
+		}
+	})
+}
+
+// execute does what the core asks for.
+func (h *host) execute(e core.Effect) {
+	w := h.w
+	switch e := e.(type) {
+	case core.Send:
+		if c := h.outTo(e.To); c != nil {
+			w.send(c, 0, frame{kind: frameOneWay, msg: e.Msg})
+		}
+	case core.Call:
+		if c := h.outTo(e.To); c != nil {
+			w.send(c, 0, frame{kind: frameRequest, number: uint64(e.Token), msg: e.Msg})
+		}
+	case core.Reply:
+		r := h.requests[e.Req]
+		if r == nil {
+			w.fail("Reply", msgKey{}, "%s answers request %d, which it never got, with %s", h.name, e.Req, w.describe(e.Msg))
+			return
+		}
+		if r.answered {
+			w.fail("Reply", msgKey{}, "%s answers %s twice, now with %s", h.name, w.describe(r.msg), w.describe(e.Msg))
+			return
+		}
+		r.answered = true
+		w.check.replied(h, r, e.Msg)
+		r.msg = nil
+		if h.in[r.conn.id] == r.conn {
+			w.send(r.conn, 1, frame{kind: frameReply, number: r.number, msg: e.Msg})
+		} else {
+			if w.tracing {
+				w.tracef("%s -> %s %s lost: the connection is gone", h.name, r.conn.from.name, w.describe(e.Msg))
+			}
+		}
+	case core.Push:
+		c := h.in[e.Conn]
+		if e.Before != 0 {
+			write := w.now
+			if c != nil {
+				write = w.writeTime(c, 1)
+			}
+			if h.monoAt(write) > e.Before {
+				if w.tracing {
+					w.tracef("%s drops %s: after its deadline", h.name, w.describe(e.Msg))
+				}
+				return
+			}
+		}
+		w.check.pushing(h, c, e.Msg)
+		if c != nil {
+			w.send(c, 1, frame{kind: frameOneWay, msg: e.Msg})
+		}
+	case core.Persist:
+		h.disk.persist(e)
+	case core.Read:
+		h.disk.readLater(e)
+	case core.Scan:
+		h.disk.scanLater(e)
+	case core.Peers:
+		h.peers = e.Members
+		h.dialPeers()
+	case core.Drained:
+		h.drained = true
+		if w.tracing {
+			w.tracef("%s drained", h.name)
+		}
+	case core.Stop:
+		h.stopped = e.Err
+		if w.tracing {
+			w.tracef("%s stop: %v", h.name, e.Err)
+		}
+		h.crash()
+	case core.Note:
+		if w.noted != nil {
+			w.noted(h, e)
+		}
+		if w.tracing {
+			w.tracef("%s note %s %s %s", h.name, w.names.partition(e.Partition), e.Text, e.Detail)
+		}
+	default:
+		panic(fmt.Sprintf("unknown effect %T", e))
+	}
+}
+
+func (h *host) outTo(id ring.NodeID) *conn {
+	to := h.w.node(id)
+	if to == nil {
+		return nil
+	}
+	return h.out[to.index]
+}
+
+func (w *world) hashIn(vs ...uint64) {
+	for _, v := range vs {
+		w.hash = mix(w.hash, v)
+	}
+	w.hash = mix(w.hash, uint64(w.now))
+}
+
+// Gossip: after some time everybody knows who can be reached, over others too.
+func (w *world) gossip() {
+	for _, h := range w.nodes() {
+		h.rumours++
+		d := between(w.luck(luckGossip, uint64(h.index), h.rumours, 0), 200*millisecond, 2500*millisecond)
+		life := h.life
+		w.after(d, func() {
+			if h.life != life || !h.running || h.core.Mesh() == 0 {
+				return
+			}
+			alive := w.reachable(h)
+			if !slices.Equal(alive, h.alive) {
+				h.alive = alive
+				h.step(core.Members{Alive: slices.Clone(alive)})
+			}
+		})
+	}
+}
+
+func (w *world) reachable(from *host) []ring.NodeID {
+	nodes := w.nodes()
+	seen := map[*host]bool{from: true}
+	todo := []*host{from}
+	for len(todo) > 0 {
+		h := todo[0]
+		todo = todo[1:]
+		for _, o := range nodes {
+			if !seen[o] && o.running && !o.paused && o.core.Mesh() != 0 && !w.isCut(h, o) && !w.isCut(o, h) {
+				seen[o] = true
+				todo = append(todo, o)
+			}
+		}
+	}
+	var out []ring.NodeID
+	for h := range seen {
+		out = append(out, h.id)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Rings as the world sees them.
+
+// table is the newest ring that any node knows.
+func (w *world) table() ring.Table {
+	var best ring.Table
+	for _, h := range w.nodes() {
+		if h.core != nil && h.core.Mesh() != 0 {
+			if t := h.core.Table(); t.Number > best.Number {
+				best = t
+			}
+		}
+	}
+	return best
+}
+
+// copied is what arrives when msg is sent: encoded and decoded, so that the two
+// sides share nothing.
+func (w *world) copied(msg wire.Message) wire.Message {
+	b, err := wire.Encode(msg)
+	if err != nil {
+		panic(fmt.Sprintf("encoding %s: %v", w.describe(msg), err))
+	}
+	m, err := wire.Decode(b)
+	if err != nil {
+		panic(fmt.Sprintf("decoding %s: %v", w.describe(msg), err))
+	}
+	return m
+}
