@@ -36,7 +36,7 @@ func Hint(err error) string {
 
 // explainListen adds to err which listener it was.
 func explainListen(what, address, flag string, err error) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
+	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, ErrPortInUse) {
 		return &HintError{
 			Err:  fmt.Errorf("%s on %s: %w", what, address, ErrPortInUse),
 			Hint: fmt.Sprintf("another process listens there; stop it, or choose another address with --%s", flag),

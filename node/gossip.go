@@ -129,7 +129,7 @@ func listenGossip(address string, l *slog.Logger) (*memberlist.NetTransport, err
 		}
 	}
 	if strings.Contains(err.Error(), "address already in use") { // its errors do not unwrap
-		err = fmt.Errorf("%w: %v", ErrPortInUse, err)
+		err = ErrPortInUse
 	}
 	return nil, err
 }
