@@ -20,7 +20,7 @@ run: build ## build bin/meshq and start a mesh of three nodes on this machine, d
 	@exec bin/meshq dev --nodes $(NODES) --data $(DATA)
 
 build: ## build bin/meshq
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/meshq ./cmd/meshq
+	$(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/meshq ./cmd/meshq
 
 test: ## all tests that are quick (a few minutes)
 	$(GO) test -timeout 5m ./...

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,11 +17,10 @@ import (
 )
 
 const (
-	maxDevNodes  = 20
-	devPort      = 7700
-	devPortStep  = 100              // between the ports of two nodes
-	devPatience  = 60 * time.Second // until all nodes serve; a large backlog takes a while to open
-	devDrainTime = 10 * time.Second
+	maxDevNodes = 20
+	devPort     = 7700
+	devPortStep = 100              // between the ports of two nodes
+	devPatience = 60 * time.Second // until all nodes serve; a large backlog takes a while to open
 )
 
 func (a *app) devCommand() *cobra.Command {
@@ -82,10 +80,11 @@ func (d *dev) run(ctx context.Context) error {
 		if err != nil {
 			return failed(fmt.Errorf("dev: %w", err), "")
 		}
-		defer os.RemoveAll(dir)
-		defer fmt.Fprintln(d.err, "meshq: the data of this mesh is gone; --data DIR keeps it")
 		d.data = dir
 		err = d.mesh(ctx, true)
+		if removeErr := os.RemoveAll(dir); removeErr != nil {
+			return errors.Join(err, failed(fmt.Errorf("dev: %w", removeErr), ""))
+		}
 		return err
 	}
 	return d.mesh(ctx, false)
@@ -106,7 +105,7 @@ func (d *dev) mesh(ctx context.Context, temporary bool) error {
 	return errors.Join(err, d.stop())
 }
 
-// directories says which nodes have data, by number from 1.
+// directory is that of a node, by number from 0.
 func (d *dev) directory(i int) string { return filepath.Join(d.data, "n"+strconv.Itoa(i+1)) }
 
 func (d *dev) hasData(i int) bool {
@@ -136,9 +135,8 @@ func (d *dev) configure() error {
 		c := node.Config{
 			Name: "n" + strconv.Itoa(i+1), Data: d.directory(i),
 			Listen: at(p[0]), Gossip: at(p[1]), HTTP: at(p[2]),
-			DrainTimeout: devDrainTime, Version: buildVersion(),
+			Logger: logger, Version: buildVersion(),
 		}
-		c.Logger = logger.With("node", c.Name)
 		// The first node founds the mesh, unless another one has data already.
 		if i > 0 || known > 1 {
 			for j, q := range ports {
@@ -208,7 +206,7 @@ func (d *dev) startFailure(c node.Config, err error) error {
 	switch {
 	case errors.Is(err, node.ErrDataInUse):
 		f.hint = fmt.Sprintf("%s belongs to a running mesh: stop that one, or name another --data", d.data)
-	case strings.Contains(f.hint, "--listen"):
+	case errors.Is(err, node.ErrPortInUse):
 		f.hint = "another program, perhaps another mesh, has that port: choose others with --port, 0 takes free ones"
 	}
 	return f

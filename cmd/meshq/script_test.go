@@ -49,7 +49,6 @@ func TestScriptsOnMesh(t *testing.T) {
 
 func setupScript(env *testscript.Env) error {
 	env.Setenv("HOST", "a-host")
-	env.Setenv("TMPDIR", env.WorkDir)
 	return nil
 }
 
@@ -155,7 +154,8 @@ func occupyCommand(ts *testscript.TestScript, neg bool, args []string) {
 
 // meshCommand runs a mesh as a process of its own ("meshq dev" on free ports):
 //
-//	mesh start [NODES [DIR]]   sets MESHQ_SERVERS to its first node and NODE1.. to each
+//	mesh start [NODES [DIR]]   sets MESHQ_SERVERS to its first node and NODE1.. to each;
+//	                           DIR - is a temporary directory under tmp
 //	mesh stop                  SIGTERM; it must end with 0
 //	mesh kill                  SIGKILL
 func meshCommand(ts *testscript.TestScript, neg bool, args []string) {
@@ -167,14 +167,17 @@ func meshCommand(ts *testscript.TestScript, neg bool, args []string) {
 	running.Unlock()
 	switch args[0] {
 	case "start":
-		nodes, dir := "3", ts.MkAbs("mesh-data")
+		nodes, dir := "3", "mesh-data"
 		if len(args) > 1 {
 			nodes = args[1]
 		}
 		if len(args) > 2 {
-			dir = ts.MkAbs(args[2])
+			dir = args[2]
 		}
-		m, err := startMesh(nodes, dir)
+		if dir != "-" {
+			dir = ts.MkAbs(dir)
+		}
+		m, err := startMesh(nodes, dir, ts.MkAbs("tmp"))
 		ts.Check(err)
 		running.Lock()
 		running.of[ts] = m
@@ -208,13 +211,17 @@ type meshProcess struct {
 }
 
 // startMesh returns when the mesh says that it is ready.
-func startMesh(nodes, dir string) (*meshProcess, error) {
+func startMesh(nodes, dir, tmp string) (*meshProcess, error) {
 	self, err := exec.LookPath("meshq") // testscript puts it into PATH
 	if err != nil {
 		return nil, err
 	}
 	m := &meshProcess{log: &tail{}}
-	m.cmd = exec.Command(self, "dev", "--port", "0", "--nodes", nodes, "--data", dir, "--log-format", "text")
+	m.cmd = exec.Command(self, "dev", "--port", "0", "--nodes", nodes, "--log-format", "text")
+	if dir != "-" {
+		m.cmd.Args = append(m.cmd.Args, "--data", dir)
+	}
+	m.cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	m.cmd.Stderr = m.log
 	out, err := m.cmd.StdoutPipe()
 	if err != nil {

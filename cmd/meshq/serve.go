@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"strings"
 	"syscall"
@@ -124,9 +123,6 @@ else from the YAML file of --config, else it has its default.`,
 
 // serve runs a node until ctx ends or the node fails.
 func (a *app) serve(ctx context.Context, config node.Config) error {
-	for _, w := range exposed(config) {
-		config.Logger.Warn(w)
-	}
 	n, err := node.Start(context.WithoutCancel(ctx), config)
 	if err != nil {
 		return startFailure("serve", config, err)
@@ -157,11 +153,12 @@ func (a *app) serve(ctx context.Context, config node.Config) error {
 
 // startFailure is what a person can do about a node that does not start.
 func startFailure(what string, c node.Config, err error) error {
-	hint := ""
+	hint := node.Hint(err)
 	switch {
+	case hint != "":
 	case errors.Is(err, node.ErrDataInUse):
 		hint = fmt.Sprintf("each node needs a directory of its own: --data DIR; %s belongs to a running process", c.Data)
-	case errors.Is(err, syscall.EADDRINUSE):
+	case errors.Is(err, node.ErrPortInUse):
 		hint = "another program, perhaps another node, has that address: choose others with --listen, --gossip and --http"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		hint = "that address is not of this machine: \"ip address\" lists those that are"
@@ -169,30 +166,6 @@ func startFailure(what string, c node.Config, err error) error {
 		hint = "check the rights on " + c.Data
 	}
 	return failed(fmt.Errorf("%s: %w", what, err), hint)
-}
-
-// exposed lists what of a node can be reached by other machines without protection.
-func exposed(c node.Config) (warnings []string) {
-	if c.TLS == (node.TLS{}) && !loopback(c.Listen) {
-		warnings = append(warnings, fmt.Sprintf("INSECURE: %s is open to other machines without TLS: anyone who reaches it can read and write all queues; set --tls-cert, --tls-key and --tls-ca", c.Listen))
-	}
-	if len(c.GossipKey) == 0 && !loopback(c.Gossip) {
-		warnings = append(warnings, fmt.Sprintf("INSECURE: gossip on %s is not encrypted; set --gossip-key-file", c.Gossip))
-	}
-	return warnings
-}
-
-// loopback tells whether only this machine reaches an address.
-func loopback(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return false
-	}
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 // logSettings say how a node logs.
