@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,8 +22,10 @@ type disk struct {
 	fail  func(error) // stops the node
 	log   *slog.Logger
 
-	held     []commit // refused for want of room; only the loop uses it
-	retrying bool     // a retry of held is under way; only the loop uses it
+	// Only the loop uses these.
+	commits  []*commit // whose Persisted is not given yet, in order
+	held     int       // of commits: not with the store
+	retrying bool      // a retry of what is held is under way
 
 	mu    sync.Mutex // jobs, ended
 	jobs  []func()
@@ -50,52 +51,92 @@ func newDisk(s disker, in *inbox, fail func(error), log *slog.Logger) *disk {
 	return d
 }
 
-// commit is one Persist of the machine.
+// commit is one Persist of the machine, until its Persisted is given. Only the loop
+// uses it.
 type commit struct {
-	token core.Token
-	ops   []wire.Op
+	token     core.Token
+	ops       []wire.Op
+	submitted bool // the store has it
+	done      bool
+	number    uint64 // of the group, when done
 }
 
 // retryCommit is how long a commit that the store had no room for waits.
 const retryCommit = 5 * time.Millisecond
 
-// persist starts a commit. Persisted follows, in the order of the calls. What the store
-// has no room for now is held, and all after it, in order: the machine sees that its
-// disk is late, and what it holds is bounded by what it lets wait for its disk.
+// persist starts a commit. What the store has no room for now is held, and all after
+// it, in order: the machine sees that its disk is late, and what it holds is bounded by
+// what it lets wait for its disk.
 func (d *disk) persist(token core.Token, ops []wire.Op) {
-	d.held = append(d.held, commit{token, ops})
-	if !d.retrying {
-		d.flush()
+	c := &commit{token: token, ops: ops}
+	d.commits = append(d.commits, c)
+	if d.held++; d.held == 1 {
+		d.submit(c)
 	}
 }
 
-// flush gives the store what is held, as far as it takes it.
-func (d *disk) flush() {
-	d.retrying = false
-	for i, c := range d.held {
-		err := d.store.Commit(c.ops, func(number uint64, err error) {
-			if err != nil {
-				d.fail(fmt.Errorf("commit: %w", err))
-			} else if c.token != 0 {
-				d.in.force(item{event: core.Persisted{Token: c.token, Commit: number}})
-			}
-		})
-		switch {
-		case err == nil:
-			continue
-		case errors.Is(err, store.ErrOverloaded), errors.Is(err, store.ErrFull):
-			d.held = slices.Delete(d.held, 0, i)
-			d.retrying = true
-			time.AfterFunc(retryCommit, func() { d.in.force(item{ask: func(machine) { d.flush() }}) })
-		default:
-			// The machine counts on the order of its commits: without this one it cannot go on.
-			d.held = nil
-			d.fail(fmt.Errorf("commit: %w", err))
-		}
+// submit gives c to the store and tells whether the next may follow.
+func (d *disk) submit(c *commit) bool {
+	err := d.store.Commit(c.ops, func(number uint64, err error) {
+		d.in.force(item{committed: c, id: number, err: err})
+	})
+	switch {
+	case err == nil:
+		c.submitted = true
+		d.held--
+		return true
+	case roomless(err):
+		d.retry()
+	default:
+		// The machine counts on the order of its commits: without this one it cannot go on.
+		d.fail(fmt.Errorf("commit: %w", err))
+	}
+	return false
+}
+
+func roomless(err error) bool {
+	return errors.Is(err, store.ErrOverloaded) || errors.Is(err, store.ErrFull)
+}
+
+// retry submits what is held a little later.
+func (d *disk) retry() {
+	if d.retrying {
 		return
 	}
-	clear(d.held)
-	d.held = d.held[:0]
+	d.retrying = true
+	time.AfterFunc(retryCommit, func() {
+		d.in.force(item{ask: func(machine) {
+			d.retrying = false
+			for _, c := range d.commits {
+				if !c.submitted && !d.submit(c) {
+					return
+				}
+			}
+		}})
+	})
+}
+
+// finished takes the result of a commit and returns the Persisted events that are due,
+// in the order of the Persists.
+func (d *disk) finished(c *commit, number uint64, err error) (due []core.Persisted) {
+	switch {
+	case err == nil:
+		c.done, c.number = true, number
+	case roomless(err): // nothing of it was done
+		c.submitted = false
+		d.held++
+		d.retry()
+	default:
+		d.fail(fmt.Errorf("commit: %w", err))
+	}
+	for len(d.commits) > 0 && d.commits[0].done {
+		if first := d.commits[0]; first.token != 0 {
+			due = append(due, core.Persisted{Token: first.token, Commit: first.number})
+		}
+		d.commits[0] = nil
+		d.commits = d.commits[1:]
+	}
+	return due
 }
 
 func (d *disk) read(r core.Read) {

@@ -21,6 +21,9 @@ type item struct {
 
 	ask func(machine) // instead of event: run by the loop
 
+	committed *commit // instead of event: the store is done with it, in group id or with err
+	err       error
+
 	size int // bytes that the event keeps in memory, roughly
 }
 

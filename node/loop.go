@@ -84,6 +84,7 @@ type request struct {
 // outside is what the loop needs of the rest of the shell. No method blocks.
 type outside interface {
 	persist(token core.Token, ops []wire.Op)
+	finished(c *commit, number uint64, err error) []core.Persisted
 	read(core.Read)
 	scan(core.Scan)
 	setPeers([]ring.Member)
@@ -170,6 +171,12 @@ func (l *loop) drain(spare []item) []item {
 func (l *loop) take(it *item) {
 	if it.ask != nil {
 		it.ask(l.m)
+		return
+	}
+	if it.committed != nil {
+		for _, ev := range l.out.finished(it.committed, it.id, it.err) {
+			l.execute(l.m.Step(l.clock.now(), ev))
+		}
 		return
 	}
 	switch ev := it.event.(type) {

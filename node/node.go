@@ -504,10 +504,13 @@ func (n *Node) GossipAddr() string {
 // What the loop needs.
 
 func (n *Node) persist(token core.Token, ops []wire.Op) { n.disk.persist(token, ops) }
-func (n *Node) read(r core.Read)                        { n.disk.read(r) }
-func (n *Node) scan(s core.Scan)                        { n.disk.scan(s) }
-func (n *Node) setPeers(members []ring.Member)          { n.peers.set(members) }
-func (n *Node) drained()                                { n.drainOne.Do(func() { close(n.drainedC) }) }
+func (n *Node) finished(c *commit, number uint64, err error) []core.Persisted {
+	return n.disk.finished(c, number, err)
+}
+func (n *Node) read(r core.Read)               { n.disk.read(r) }
+func (n *Node) scan(s core.Scan)               { n.disk.scan(s) }
+func (n *Node) setPeers(members []ring.Member) { n.peers.set(members) }
+func (n *Node) drained()                       { n.drainOne.Do(func() { close(n.drainedC) }) }
 
 func (n *Node) tooLarge(side string, msg wire.Message, err error) {
 	n.log.Warn("message too large to send", "side", side, "message", fmt.Sprintf("%T", msg), "error", err)

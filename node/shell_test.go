@@ -460,7 +460,7 @@ func TestPeerComesAndGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	next[core.PeerDown](a)
-	next[core.PeerDown](a) // dialing fails, and that is told again
+	next[core.PeerDown](a)                                                                          // dialing fails, and that is told again
 	a.do(core.Send{To: id, Msg: &wire.Beat{}}, core.Call{To: id, Token: 78, Msg: &wire.GetState{}}) // dropped
 
 	b = newShell(t, func(c *Config, _ *fake) { c.Data, c.Listen = data, address })

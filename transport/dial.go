@@ -245,11 +245,9 @@ func (c *Conn) welcome(ctx context.Context, accept func(*Conn, *wire.Hello) (*wi
 	var refused *wire.Error
 	switch {
 	case err == nil:
+		c.h = h // so that Closed comes, whatever happens from here on
 		c.local = versioned(own)
-		if err = c.writeNow(c.local); err == nil {
-			c.h = h
-		}
-		return err
+		return c.writeNow(c.local)
 	case errors.As(err, &refused):
 		c.say(refused)
 	case errors.Is(err, ErrBadFrame):
