@@ -33,7 +33,7 @@ func (m *meshFlags) flags(cmd *cobra.Command) {
 	if m.timeoutMeaning != "" {
 		f.DurationVar(&m.timeout, "timeout", 10*time.Second, m.timeoutMeaning)
 	}
-	f.StringSliceVar(&m.servers, "server", nil, "`host:port,...` of any nodes of the mesh [MESHQ_SERVERS] (default "+defaultServer+")")
+	f.StringSliceVar(&m.servers, "server", nil, "any nodes of the mesh (`host:port,...`) [MESHQ_SERVERS] (default "+defaultServer+")")
 	f.BoolVar(&m.via, "via-servers", false, "talk only to the nodes of --server, which pass on what others own [MESHQ_VIA_SERVERS]")
 	f.StringVar(&m.cert, "tls-cert", "", "PEM `file` of the certificate to show to nodes [MESHQ_TLS_CERT]")
 	f.StringVar(&m.key, "tls-key", "", "PEM `file` of its key [MESHQ_TLS_KEY]")

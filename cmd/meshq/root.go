@@ -66,7 +66,6 @@ one node. All other commands are clients: they talk to any node of a mesh.`,
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help-command", Args: cobra.NoArgs, Run: func(*cobra.Command, []string) {}})
 	root.SetUsageTemplate(usageTemplate)
 	root.SetHelpTemplate(helpTemplate)
 	cobra.EnableCommandSorting = false
@@ -84,6 +83,10 @@ one node. All other commands are clients: they talk to any node of a mesh.`,
 			cmd.GroupID = g.id
 			root.AddCommand(cmd)
 		}
+	}
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		cmd.Hidden = cmd.Name() == "help" // it works, and --help is what people know
 	}
 	return root
 }

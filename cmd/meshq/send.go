@@ -60,7 +60,7 @@ two.`,
 	f.SortFlags = false
 	f.StringVar(&s.file, "file", "", "`file` with one message a line; - is stdin")
 	f.StringVar(&s.key, "key", "", "messages of one `key` go to one partition, in order")
-	f.StringArrayVar(&s.headers, "header", nil, "`name=value` stored with each message; can be repeated")
+	f.StringArrayVar(&s.headers, "header", nil, "stored with each message (`name=value`); can be repeated")
 	f.DurationVar(&s.delay, "delay", 0, "deliver not before this time has passed")
 	f.BoolVar(&s.json, "json", false, "print a JSON object for each confirmed message, in the order sent")
 	s.timeoutMeaning = "how long to try each message"

@@ -40,34 +40,26 @@ type serveSettings struct {
 
 func (s *serveSettings) flags(f *pflag.FlagSet) {
 	f.SortFlags = false
-	host, _ := os.Hostname()
-	f.StringVar(&s.name, "name", "", "name of the node, for people (default: the host name"+parenthesis(host)+")")
+	f.StringVar(&s.name, "name", "", "name of the node, for people (default: the host name)")
 	f.StringVar(&s.data, "data", "data", "directory of all that the node keeps; one process at a time")
-	f.StringVar(&s.listen, "listen", "127.0.0.1:7700", "`host:port` for clients and nodes; port 0 takes a free one")
-	f.StringVar(&s.gossip, "gossip", "127.0.0.1:7701", "`host:port` for gossip between nodes, TCP and UDP; the host is an IP address")
-	f.StringVar(&s.http, "http", "127.0.0.1:7780", "`host:port` of /healthz, /readyz and /metrics; \"off\" for none")
-	f.StringVar(&s.advertise, "advertise", "", "`host` by which others reach this node (default: that of --listen; if that is all addresses, the first private one)")
-	f.StringSliceVar(&s.join, "join", nil, "`host:port,...` of any nodes of the mesh to join; without it and without data a new mesh is founded")
+	f.StringVar(&s.listen, "listen", "127.0.0.1:7700", "where clients and nodes connect (`host:port`); port 0 takes a free one")
+	f.StringVar(&s.gossip, "gossip", "127.0.0.1:7701", "where nodes gossip, TCP and UDP (`host:port`, the host an IP address)")
+	f.StringVar(&s.http, "http", "127.0.0.1:7780", "where /healthz, /readyz and /metrics are (`host:port`); \"off\" for none")
+	f.StringVar(&s.advertise, "advertise", "", "name or address of the `host` by which others reach this node (default: that of --listen; if that is all addresses, the first private one)")
+	f.StringSliceVar(&s.join, "join", nil, "any nodes of the mesh to join (`host:port,...`); without it and without data a new mesh is founded")
 	f.StringVar(&s.zone, "zone", "", "what fails together with this node, such as a rack; replicas are kept in distinct zones where possible")
 	s.sync = choice{"always", []string{"always", "interval"}}
 	f.Var(&s.sync, "sync", "always: what is confirmed is fsynced; interval: faster, survives crashes of processes but not of machines")
-	f.StringVar(&s.tls.Cert, "tls-cert", "", "PEM `file` of this node's certificate; TLS needs all three files, read again when they change")
+	f.StringVar(&s.tls.Cert, "tls-cert", "", "PEM `file` of this node's certificate; TLS needs all three files; they are read again when they change")
 	f.StringVar(&s.tls.Key, "tls-key", "", "PEM `file` of the certificate's key")
 	f.StringVar(&s.tls.CA, "tls-ca", "", "PEM `file` of the authorities that certificates of nodes and clients are checked against")
-	f.StringVar(&s.gossipKeyFile, "gossip-key-file", "", "`file` with 16, 24 or 32 bytes in base64 that encrypt gossip, the same on all nodes")
+	f.StringVar(&s.gossipKeyFile, "gossip-key-file", "", "`file` with the key that encrypts gossip: 16, 24 or 32 bytes in base64, the same on all nodes")
 	f.DurationVar(&s.drainTimeout, "drain-timeout", 20*time.Second, "how long a stop waits for other nodes to take over")
 	s.segmentBytes = 256 << 20
 	f.Var(&s.segmentBytes, "segment-bytes", "`size` at which a data segment is sealed; smaller gives space back sooner and costs more files")
 	s.log.flags(f)
 	f.StringVar(&s.config, "config", "", "YAML `file` with settings, named as the flags with _ for -; flag and environment win over it")
 	explainEnv(f)
-}
-
-func parenthesis(s string) string {
-	if s == "" {
-		return ""
-	}
-	return ", here " + s
 }
 
 // node is the configuration that the settings mean.
