@@ -89,6 +89,9 @@ type Position struct {
 	Offset    Offset
 }
 
+// idLength is the length of a message ID: 256 bits in base 32.
+const idLength = 52
+
 // ErrBadID means that a text is not a message ID.
 var ErrBadID = errors.New("not a message ID")
 
@@ -105,17 +108,24 @@ func (p Position) String() string {
 	return idEncoding.EncodeToString(b[:])
 }
 
-// ParsePosition reads a message ID. The error is ErrBadID.
+// ParsePosition reads a message ID, exactly as String spells it. The error is ErrBadID.
 func ParsePosition(id string) (Position, error) {
+	if len(id) != idLength {
+		return Position{}, fmt.Errorf("text of %d bytes: %w", len(id), ErrBadID)
+	}
 	b, err := idEncoding.DecodeString(id)
 	if err != nil || len(b) != 32 {
 		return Position{}, fmt.Errorf("%q: %w", id, ErrBadID)
 	}
-	return Position{
+	p := Position{
 		Partition: PartitionID(binary.BigEndian.Uint64(b[0:])),
 		Lane:      Lane{Node: ring.NodeID(binary.BigEndian.Uint64(b[8:])), Epoch: binary.BigEndian.Uint64(b[16:])},
 		Offset:    Offset(binary.BigEndian.Uint64(b[24:])),
-	}, nil
+	}
+	if p.String() != id { // line breaks, or bits in the last digit that mean nothing
+		return Position{}, fmt.Errorf("%q: %w", id, ErrBadID)
+	}
+	return p, nil
 }
 
 // Term numbers the claims of ownership of a partition. Node breaks ties, so no
