@@ -1,0 +1,229 @@
+package core
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// ask is a request that changes nothing when repeated: it is tried at one node after
+// the other until it is answered.
+type ask struct {
+	ticket Ticket
+	done   func(now Instant, msg wire.Message, err error) // instead of a ticket
+	node   ring.NodeID                                    // 0: any
+	msg    wire.Message
+	until  Instant
+
+	tried     map[LinkID]bool // in this round
+	round     int
+	pending   int // tries that are not answered
+	patientTo Instant
+	holdUntil Instant
+	over      bool
+	doubts    int   // nodes that do not know the queue
+	err       error // of the last try
+}
+
+func (c *Core) ask(now Instant, a *ask) {
+	if c.closing && a.ticket != nil {
+		c.emit(Replied{Ticket: a.ticket, Err: ErrClosed})
+		return
+	}
+	a.tried = map[LinkID]bool{}
+	c.asks = append(c.asks, a)
+	if a.until != Never {
+		c.at(a.until, func(now Instant) {
+			if !a.over {
+				c.finish(now, a, nil, cmp.Or(a.err, error(ErrUnreachable)))
+			}
+		})
+	}
+	c.drive(now, a)
+}
+
+// drive makes the next try of an ask, if it is time.
+func (c *Core) drive(now Instant, a *ask) {
+	if a.over || now < a.holdUntil || a.pending > 0 && now < a.patientTo {
+		return
+	}
+	var l *link
+	if a.node != 0 {
+		l = c.linkTo(a.node)
+		if l == nil {
+			c.finish(now, a, nil, ErrUnreachable)
+			return
+		}
+		c.want(now, l)
+		if l.state == linkIdle && l.fails > 1 {
+			c.finish(now, a, nil, cmp.Or(unreachable(l.err), error(ErrUnreachable)))
+			return
+		}
+		if l.state != linkUp || a.pending > 0 {
+			return // kick comes back
+		}
+	} else {
+		l = c.anyLink(now, a.tried)
+		if l == nil {
+			if len(a.tried) > 0 && a.pending == 0 { // all have been asked
+				a.round++
+				clear(a.tried)
+				c.holdAsk(now, a)
+			}
+			c.reach(now)
+			return
+		}
+	}
+	a.tried[l.id] = true
+	a.pending++
+	a.patientTo = now.Add(askPatience)
+	c.at(a.patientTo, func(now Instant) { c.drive(now, a) })
+	c.request(now, l, a.msg, func(now Instant, msg wire.Message) {
+		a.pending--
+		c.tried(now, a, msg)
+	}, func(now Instant) {
+		a.pending--
+		a.patientTo = now
+		a.err = unreachable(l.err)
+		c.drive(now, a)
+	})
+}
+
+// unreachableError is ErrUnreachable with the reason.
+type unreachableError struct{ err error }
+
+func (e *unreachableError) Error() string   { return ErrUnreachable.Error() + ": " + e.err.Error() }
+func (e *unreachableError) Unwrap() []error { return []error{ErrUnreachable, e.err} }
+
+func unreachable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &unreachableError{err}
+}
+
+// anyLink is the first link that is up, with those passed by last.
+func (c *Core) anyLink(now Instant, tried map[LinkID]bool) *link {
+	var avoided *link
+	for _, l := range c.links {
+		if l.state != linkUp || tried[l.id] {
+			continue
+		}
+		if l.usable(now) {
+			return l
+		}
+		if avoided == nil {
+			avoided = l
+		}
+	}
+	return avoided
+}
+
+func (c *Core) holdAsk(now Instant, a *ask) {
+	a.holdUntil = now.Add(c.backoff(a.round, backoffMin, backoffMax))
+	c.at(a.holdUntil, func(now Instant) { c.drive(now, a) })
+}
+
+// tried looks at an answer.
+func (c *Core) tried(now Instant, a *ask, msg wire.Message) {
+	if a.over {
+		return
+	}
+	e, failed := msg.(*wire.Error)
+	if !failed {
+		switch m := msg.(type) {
+		case *wire.QueueInfo:
+			c.catalog = max(c.catalog, m.Catalog)
+		case *wire.Queues:
+			c.catalog = max(c.catalog, m.Catalog)
+		case *wire.Mesh:
+			if a.ticket != nil {
+				c.learn(now, m)
+			}
+			if a.ticket == nil && len(m.Table.Members) == 0 {
+				e, failed = wire.ErrNotReady, true
+			}
+		}
+	}
+	if !failed {
+		c.finish(now, a, msg, nil)
+		return
+	}
+	a.err = e
+	if e.Code == wire.CodeNoQueue && c.doubt(now, a) {
+		return
+	}
+	if !e.Retryable() {
+		c.finish(now, a, nil, e)
+		return
+	}
+	if e.Code == wire.CodeOverloaded || e.Code == wire.CodeDiskFull { // not elsewhere
+		clear(a.tried)
+		a.round++
+		a.holdUntil = now.Add(max(e.Wait(), c.backoff(a.round, backoffMin, backoffMax)))
+		c.at(a.holdUntil, func(now Instant) { c.drive(now, a) })
+		return
+	}
+	if a.node != 0 {
+		a.round++
+		c.holdAsk(now, a)
+		return
+	}
+	a.patientTo = now
+	c.drive(now, a)
+}
+
+// doubt asks another node about a queue that one does not know: it may be behind, but a
+// queue that was confirmed is known to a majority.
+func (c *Core) doubt(now Instant, a *ask) bool {
+	if _, ok := a.msg.(*wire.DescribeQueue); !ok || a.node != 0 || c.mesh == nil || c.config.Via {
+		return false
+	}
+	members := c.mesh.Table.Members
+	if a.doubts++; a.doubts > len(members)/2 {
+		return false
+	}
+	if a.doubts == 1 {
+		c.at(now.Add(doubtFor), func(now Instant) {
+			if !a.over {
+				c.finish(now, a, nil, wire.ErrNoQueue)
+			}
+		})
+	}
+	for i := range min(len(members), 8) {
+		c.want(now, c.linkAt(members[i].Address))
+	}
+	a.patientTo = now
+	c.drive(now, a)
+	return true
+}
+
+func (c *Core) finish(now Instant, a *ask, msg wire.Message, err error) {
+	c.replied(a, msg, err)
+	if a.done != nil {
+		a.done(now, msg, err)
+	}
+}
+
+// replied takes an ask off the list and answers its ticket.
+func (c *Core) replied(a *ask, msg wire.Message, err error) {
+	a.over = true
+	if i := slices.Index(c.asks, a); i >= 0 {
+		c.asks = slices.Delete(c.asks, i, i+1)
+	}
+	if a.ticket != nil {
+		var w *wire.Error
+		if errors.As(err, &w) {
+			err = w
+		}
+		c.emit(Replied{Ticket: a.ticket, Msg: msg, Err: err})
+	}
+}
+
+// sortBy sorts by a key that is unique.
+func sortBy[T any](list []T, key func(T) uint64) {
+	slices.SortFunc(list, func(a, b T) int { return cmp.Compare(key(a), key(b)) })
+}
