@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/meshq/meshq/client"
 )
@@ -107,8 +108,9 @@ func (m *meshFlags) dial(ctx context.Context, within time.Duration, opts ...clie
 	return client.Dial(ctx, strings.Join(m.servers, ","), opts...)
 }
 
-// meshCommand makes a command that asks the mesh something, within --timeout.
-func (a *app) meshCommand(use, short string, args cobra.PositionalArgs, run func(ctx context.Context, mesh *client.Mesh, args []string) error) *cobra.Command {
+// meshCommand makes a command that asks the mesh something, within --timeout. Its
+// own flags come first in its help.
+func (a *app) meshCommand(use, short string, args cobra.PositionalArgs, own func(*pflag.FlagSet), run func(ctx context.Context, mesh *client.Mesh, args []string) error) *cobra.Command {
 	m := &meshFlags{timeoutMeaning: "how long to try"}
 	cmd := &cobra.Command{Use: use, Short: short, Args: args}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -132,8 +134,18 @@ func (a *app) meshCommand(use, short string, args cobra.PositionalArgs, run func
 		}
 		return nil
 	}
+	cmd.Flags().SortFlags = false
+	own(cmd.Flags())
 	m.flags(cmd)
 	return cmd
+}
+
+// noFlags are those of a command that has none of its own.
+func noFlags(*pflag.FlagSet) {}
+
+// jsonFlag is the flag --json.
+func jsonFlag(value *bool, prints string) func(*pflag.FlagSet) {
+	return func(f *pflag.FlagSet) { f.BoolVar(value, "json", false, "print "+prints) }
 }
 
 // explain makes a failure of what a client command got: what was done, why it

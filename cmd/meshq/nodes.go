@@ -52,7 +52,7 @@ func nodeAsJSON(n *client.Node) nodeJSON {
 
 func (a *app) nodeList() *cobra.Command {
 	var asJSON bool
-	cmd := a.meshCommand("list [flags]", "List the nodes of the ring and whether they are alive", argCount(0, 0, ""),
+	return a.meshCommand("list [flags]", "List the nodes of the ring and whether they are alive", argCount(0, 0, ""), jsonFlag(&asJSON, "a JSON object for each node"),
 		func(ctx context.Context, mesh *client.Mesh, _ []string) error {
 			nodes, err := mesh.Nodes(ctx)
 			if err != nil {
@@ -72,13 +72,11 @@ func (a *app) nodeList() *cobra.Command {
 			}
 			return t.flush()
 		})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object for each node")
-	return cmd
 }
 
 func (a *app) nodeShow() *cobra.Command {
 	var asJSON bool
-	cmd := a.meshCommand("show NODE [flags]", "Show what a node, by name or ID, says of itself", argCount(1, 1, "NODE"),
+	return a.meshCommand("show NODE [flags]", "Show what a node, by name or ID, says of itself", argCount(1, 1, "NODE"), jsonFlag(&asJSON, "a JSON object"),
 		func(ctx context.Context, mesh *client.Mesh, args []string) error {
 			nodes, err := mesh.Nodes(ctx)
 			if err != nil {
@@ -96,8 +94,6 @@ func (a *app) nodeShow() *cobra.Command {
 			}
 			return a.printNode(n)
 		})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
-	return cmd
 }
 
 // chooseNode finds a node by its ID, or by its name if only one has it.

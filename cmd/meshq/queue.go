@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/meshq/meshq/client"
 	"github.com/meshq/meshq/transport/wire"
@@ -49,7 +50,18 @@ func (a *app) queueCreate() *cobra.Command {
 		groups []string
 		asJSON bool
 	)
-	cmd := a.meshCommand("create NAME [flags]", "Create a queue, or confirm that it exists with these settings", argCount(1, 1, "NAME"),
+	flags := func(f *pflag.FlagSet) {
+		f.IntVar(&s.Partitions, "partitions", int(d.Partitions), "1 to 1024; each is a FIFO of its own, so more give more throughput and less order")
+		f.IntVar(&s.Replicas, "replicas", int(d.Replicas), "1 to 7 nodes that keep each message")
+		f.IntVar(&s.WriteQuorum, "write-quorum", 0, "nodes that have a message on disk when it is confirmed (default: the majority of the replicas)")
+		f.StringSliceVar(&groups, "groups", nil, "`names` of consumer groups; each gets every message (default: one, called default)")
+		f.DurationVar(&s.Lease, "lease", time.Duration(d.Lease)*time.Millisecond, "1s to 12h that a consumer may hold a message before it is delivered to another")
+		f.Var(&size, "max-message-bytes", "largest message: key, headers and body, to 4MiB")
+		f.DurationVar(&s.BackoffMin, "backoff-min", time.Duration(d.BackoffMin)*time.Millisecond, "wait before the first retry of a message that a consumer gave back")
+		f.DurationVar(&s.BackoffMax, "backoff-max", time.Duration(d.BackoffMax)*time.Millisecond, "longest wait between retries")
+		f.BoolVar(&asJSON, "json", false, "print a JSON object")
+	}
+	cmd := a.meshCommand("create NAME [flags]", "Create a queue, or confirm that it exists with these settings", argCount(1, 1, "NAME"), flags,
 		func(ctx context.Context, mesh *client.Mesh, args []string) error {
 			info, err := mesh.CreateQueue(ctx, args[0], s, groups...)
 			if err != nil {
@@ -65,20 +77,10 @@ func (a *app) queueCreate() *cobra.Command {
 				info.Name, plural(info.Settings.Partitions, "partition"), plural(info.Settings.Replicas, "replica"), info.Settings.WriteQuorum)
 			return nil
 		})
-	f := cmd.Flags()
-	f.IntVar(&s.Partitions, "partitions", int(d.Partitions), "1 to 1024; each is a FIFO of its own, so more give more throughput and less order")
-	f.IntVar(&s.Replicas, "replicas", int(d.Replicas), "1 to 7 nodes that keep each message")
-	f.IntVar(&s.WriteQuorum, "write-quorum", 0, "nodes that have a message on disk when it is confirmed (default: the majority of the replicas)")
-	f.StringSliceVar(&groups, "groups", []string{"default"}, "`names` of consumer groups; each gets every message")
-	f.DurationVar(&s.Lease, "lease", time.Duration(d.Lease)*time.Millisecond, "1s to 12h that a consumer may hold a message before it is delivered to another")
-	f.Var(&size, "max-message-bytes", "largest message: key, headers and body, to 4MiB")
-	f.DurationVar(&s.BackoffMin, "backoff-min", time.Duration(d.BackoffMin)*time.Millisecond, "wait before the first retry of a message that a consumer gave back")
-	f.DurationVar(&s.BackoffMax, "backoff-max", time.Duration(d.BackoffMax)*time.Millisecond, "longest wait between retries")
-	f.BoolVar(&asJSON, "json", false, "print a JSON object")
 	check := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s.MaxMessageBytes = int(size)
-		if err := checkCreate(args[0], &s, groups, f.Changed("write-quorum")); err != nil {
+		if err := checkCreate(args[0], &s, groups, cmd.Flags().Changed("write-quorum")); err != nil {
 			return a.explain("queue create "+args[0], args[0], &meshFlags{}, err)
 		}
 		return check(cmd, args)
@@ -96,8 +98,8 @@ func checkCreate(name string, s *client.Settings, groups []string, quorumGiven b
 			return usage("", "%w", err)
 		}
 	}
-	if len(groups) == 0 || len(groups) > wire.MaxGroups {
-		return usage("", "%s, allowed are 1 to %d", plural(len(groups), "group"), wire.MaxGroups)
+	if len(groups) > wire.MaxGroups {
+		return usage("", "%s, allowed are up to %d", plural(len(groups), "group"), wire.MaxGroups)
 	}
 	if !quorumGiven {
 		s.WriteQuorum = s.Replicas/2 + 1
@@ -139,7 +141,7 @@ func duration(n int64) string {
 
 func (a *app) queueList() *cobra.Command {
 	var asJSON bool
-	cmd := a.meshCommand("list [flags]", "List all queues", argCount(0, 0, ""),
+	return a.meshCommand("list [flags]", "List all queues", argCount(0, 0, ""), jsonFlag(&asJSON, "a JSON object for each queue"),
 		func(ctx context.Context, mesh *client.Mesh, _ []string) error {
 			queues, err := mesh.Queues(ctx)
 			if err != nil {
@@ -163,8 +165,6 @@ func (a *app) queueList() *cobra.Command {
 			}
 			return t.flush()
 		})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object for each queue")
-	return cmd
 }
 
 // The state of a queue as JSON. Sums are over partitions that have an owner, and over
@@ -231,7 +231,7 @@ func sumGroups(q *client.QueueState) []groupJSON {
 
 func (a *app) queueShow() *cobra.Command {
 	var asJSON bool
-	cmd := a.meshCommand("show NAME [flags]", "Show what is in a queue and where it is", argCount(1, 1, "NAME"),
+	return a.meshCommand("show NAME [flags]", "Show what is in a queue and where it is", argCount(1, 1, "NAME"), jsonFlag(&asJSON, "a JSON object"),
 		func(ctx context.Context, mesh *client.Mesh, args []string) error {
 			q, err := mesh.DescribeQueue(ctx, args[0])
 			if err != nil {
@@ -242,8 +242,6 @@ func (a *app) queueShow() *cobra.Command {
 			}
 			return a.printState(q)
 		})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
-	return cmd
 }
 
 func stateAsJSON(q *client.QueueState) queueStateJSON {
@@ -326,7 +324,7 @@ func replicasInWords(p *client.PartitionState) string {
 }
 
 func (a *app) queueDelete() *cobra.Command {
-	return a.meshCommand("delete NAME [flags]", "Delete a queue and all its messages", argCount(1, 1, "NAME"),
+	return a.meshCommand("delete NAME [flags]", "Delete a queue and all its messages", argCount(1, 1, "NAME"), noFlags,
 		func(ctx context.Context, mesh *client.Mesh, args []string) error {
 			if err := mesh.DeleteQueue(ctx, args[0]); err != nil {
 				return a.meant(ctx, mesh, args[0], bare(err, "delete queue "+args[0]))

@@ -32,7 +32,7 @@ type memberJSON struct {
 
 func (a *app) ringShow() *cobra.Command {
 	var asJSON bool
-	cmd := a.meshCommand("show [flags]", "Show the members of the ring and their shares of the partitions", argCount(0, 0, ""),
+	return a.meshCommand("show [flags]", "Show the members of the ring and their shares of the partitions", argCount(0, 0, ""), jsonFlag(&asJSON, "a JSON object for each member"),
 		func(ctx context.Context, mesh *client.Mesh, _ []string) error {
 			r, err := mesh.Ring(ctx)
 			if err != nil {
@@ -57,8 +57,6 @@ func (a *app) ringShow() *cobra.Command {
 			}
 			return t.flush()
 		})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object for each member")
-	return cmd
 }
 
 // sharesOf computes which part of the partitions each member comes first for.
@@ -96,7 +94,7 @@ type placementJSON struct {
 
 func (a *app) ringLookup() *cobra.Command {
 	var asJSON bool
-	cmd := a.meshCommand("lookup QUEUE [flags]", "Show which nodes keep the partitions of a queue", argCount(1, 1, "QUEUE"),
+	return a.meshCommand("lookup QUEUE [flags]", "Show which nodes keep the partitions of a queue", argCount(1, 1, "QUEUE"), jsonFlag(&asJSON, "a JSON object for each partition"),
 		func(ctx context.Context, mesh *client.Mesh, args []string) error {
 			placements, err := mesh.Lookup(ctx, args[0])
 			if err != nil {
@@ -116,6 +114,4 @@ func (a *app) ringLookup() *cobra.Command {
 			}
 			return t.flush()
 		})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object for each partition")
-	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,13 +39,22 @@ func TestScripts(t *testing.T) {
 }
 
 func TestScriptsOnMesh(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/mesh",
-		UpdateScripts:       *updateScripts,
-		RequireExplicitExec: true,
-		Setup:               setupScript,
-		Cmds:                scriptCommands,
-	})
+	files, err := filepath.Glob("testdata/mesh/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		// One after the other: each has a mesh of its own, and a machine of two cores.
+		t.Run("", func(t *testing.T) {
+			testscript.Run(t, testscript.Params{
+				Files:               []string{file},
+				UpdateScripts:       *updateScripts,
+				RequireExplicitExec: true,
+				Setup:               setupScript,
+				Cmds:                scriptCommands,
+			})
+		})
+	}
 }
 
 func setupScript(env *testscript.Env) error {
