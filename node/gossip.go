@@ -35,7 +35,7 @@ const (
 	streamTimeout    = 2 * time.Second // of a push/pull, and so of one try to join
 	rejoinInterval   = 5 * time.Second
 	leaveTimeout     = time.Second
-	maxKnown         = 4096 // gossip addresses remembered from Hellos
+	maxKnown         = 4096 // nodes remembered from Hellos
 )
 
 // meta is what a node says of itself by gossip, as a msgpack array within
@@ -158,7 +158,8 @@ func (g *gossip) learn(h *wire.Hello) {
 		return
 	}
 	g.mu.Lock()
-	changed := g.known[h.Node] != h.Gossip && len(g.known) < maxKnown
+	old, known := g.known[h.Node]
+	changed := old != h.Gossip && (known || len(g.known) < maxKnown)
 	if changed {
 		g.known[h.Node] = h.Gossip
 	}

@@ -94,7 +94,9 @@ func (d *door) check(remote *wire.Hello) *wire.Error {
 	if highest := d.boots[remote.Node]; remote.Boot < highest {
 		return wire.Errorf(wire.ErrOlderData, "data directory of node %s is of boot %d, boot %d was seen", remote.Node, remote.Boot, highest)
 	}
-	d.boots[remote.Node] = remote.Boot
+	if _, known := d.boots[remote.Node]; known || len(d.boots) < maxKnown {
+		d.boots[remote.Node] = remote.Boot
+	}
 	return nil
 }
 
@@ -117,9 +119,8 @@ func (d *door) tell(c *transport.Conn, remote *wire.Hello, err *wire.Error) {
 		d.log.Debug("client refused", "address", c.RemoteAddr().String(), "error", err)
 		return
 	}
-	const most = 1024 // nodes remembered; more are a nuisance anyway
 	d.mu.Lock()
-	known := d.refused[remote.Node] == err.Code || len(d.refused) >= most
+	known := d.refused[remote.Node] == err.Code || len(d.refused) >= maxKnown
 	if !known {
 		d.refused[remote.Node] = err.Code
 	}

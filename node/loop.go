@@ -53,6 +53,8 @@ const (
 	// settleAfterStall is how long the loop then lets connection readers bring what has
 	// arrived meanwhile, before it acts on time (DESIGN section 7).
 	settleAfterStall = 5 * time.Millisecond
+	// standsAfter is when a loop that does not turn counts as dead for /livez.
+	standsAfter = 10 * time.Second
 	// maxSleep bounds the wait for the machine's next moment: it may have none.
 	maxSleep = time.Second
 )
@@ -73,6 +75,7 @@ type loop struct {
 	facts   atomic.Pointer[facts]
 	changed chan struct{} // capacity 1: facts of interest to others have changed
 	ended   chan struct{} // closed when run has returned
+	turn    atomic.Int64  // Instant of the last turn; there is one each maxSleep
 }
 
 // request is where a Reply goes.
@@ -110,15 +113,14 @@ func (l *loop) run(ctx context.Context) error {
 	defer l.end()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	l.execute(l.m.Step(l.clock.now(), core.Tick{})) // it boots, before anything else
 	var spare []item
 	for {
-		due := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-l.in.wake:
 		case <-timer.C:
-			due = true
 		}
 		began := time.Now()
 		now := l.clock.now().Mono
@@ -127,7 +129,7 @@ func (l *loop) run(ctx context.Context) error {
 		if next <= now {
 			late = time.Duration(now - next)
 		}
-		if due && next > 0 && late > stallAfter {
+		if next > 0 && late > stallAfter {
 			l.meter.stalls.Inc()
 			wait := time.NewTimer(settleAfterStall)
 			select {
@@ -144,9 +146,15 @@ func (l *loop) run(ctx context.Context) error {
 			l.execute(l.m.Step(now, core.Tick{}))
 		}
 		l.publish()
+		l.turn.Store(int64(l.clock.now().Mono))
 		l.meter.batch.Observe(time.Since(began).Seconds())
 		timer.Reset(l.sleep())
 	}
+}
+
+// stands tells whether the loop has not turned for long.
+func (l *loop) stands() bool {
+	return l.clock.now().Mono-core.Instant(l.turn.Load()) > core.Instant(standsAfter)
 }
 
 // sleep is how long until the machine wants a Tick.

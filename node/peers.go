@@ -171,18 +171,17 @@ func (s *peers) addressesByGossip(alive map[ring.NodeID]string) {
 	}
 }
 
-// address is where to dial a node; false when it is no longer to be dialed.
-func (s *peers) address(node ring.NodeID) (string, bool) {
+// address is where to dial a node, at its try'th try since it was last connected; false
+// when it is no longer to be dialed. Where gossip and ring differ gossip knows better,
+// but it may be old news as well, so tries take turns.
+func (s *peers) address(node ring.NodeID, try int) (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, ok := s.wanted[node]
-	if !ok {
-		return "", false
-	}
-	if a := s.gossip[node]; a != "" {
+	if a := s.gossip[node]; ok && a != "" && (try%2 == 0 || m.Address == "") {
 		return a, true
 	}
-	return m.Address, true
+	return m.Address, ok
 }
 
 // connected is how many peers are connected, of how many.
@@ -237,13 +236,14 @@ type keeper struct {
 // connect dials until it has a connection, or is offered one. It returns nil when
 // there is no need any more.
 func (k *keeper) connect(ctx context.Context) *transport.Conn {
-	for backoff := minBackoff; ; backoff = min(maxBackoff, backoff*2) {
+	backoff := minBackoff
+	for try := 0; ; try++ {
 		select {
 		case link := <-k.p.offer:
 			return link
 		default:
 		}
-		address, wanted := k.address(k.p.node)
+		address, wanted := k.address(k.p.node, try)
 		if !wanted || ctx.Err() != nil {
 			return nil
 		}
@@ -271,6 +271,7 @@ func (k *keeper) connect(ctx context.Context) *transport.Conn {
 			return link
 		}
 		wait.Stop()
+		backoff = min(maxBackoff, backoff*2)
 	}
 }
 
