@@ -10,7 +10,8 @@ const (
 	MinVersion = 1
 )
 
-// Hello is the first frame in both directions of every connection.
+// Hello is the first frame in both directions of every connection; it is at most 64
+// KiB long.
 type Hello struct {
 	Version    uint16
 	MinVersion uint16

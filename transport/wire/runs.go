@@ -149,7 +149,7 @@ func (s Runs) Intersect(t Runs) Runs {
 // Next is the first offset at or after o that is in the set.
 func (s Runs) Next(o Offset) (Offset, bool) {
 	i := s.search(o + 1)
-	if i == len(s) {
+	if i == len(s) || o+1 == 0 { // a run cannot hold the last offset of all
 		return 0, false
 	}
 	return max(o, s[i].From), true

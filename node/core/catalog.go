@@ -1,0 +1,368 @@
+package core
+
+import (
+	"bytes"
+	"slices"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// catalog is what this node knows of all queues, deleted ones included. Two catalogs
+// merge entry by entry and field by field; the highest counter wins, no clock.
+type catalog struct {
+	entries map[string]*wire.QueueEntry
+	version uint64 // highest of all entries
+	sum     uint64 // of all entries, 0 when it must be computed
+}
+
+// place says which partition of which queue a PartitionID is.
+type place struct {
+	queue string
+	index uint32
+}
+
+// put keeps e, which must be newer than what is there.
+func (k *catalog) put(e *wire.QueueEntry) {
+	k.entries[e.Name] = e
+	k.version = max(k.version, e.Version)
+	k.sum = 0
+}
+
+// live returns the entry of a queue that exists.
+func (k *catalog) live(name string) *wire.QueueEntry {
+	if e := k.entries[name]; e != nil && e.Live() {
+		return e
+	}
+	return nil
+}
+
+// all returns all entries by name.
+func (k *catalog) all() []wire.QueueEntry {
+	out := make([]wire.QueueEntry, 0, len(k.entries))
+	for _, name := range sortedKeys(k.entries) {
+		out = append(out, *k.entries[name])
+	}
+	return out
+}
+
+// digest is equal on two nodes if their catalogs are.
+func (k *catalog) digest() uint64 {
+	if k.sum == 0 {
+		k.sum = 1
+		for _, e := range k.entries { // a sum does not depend on the order
+			k.sum += xxhash.Sum64(encodeEntry(e))
+		}
+	}
+	return k.sum
+}
+
+func encodeEntry(e *wire.QueueEntry) []byte {
+	var b bytes.Buffer
+	enc := msgpack.NewEncoder(&b)
+	enc.UseArrayEncodedStructs(true)
+	if err := enc.Encode(e); err != nil {
+		panic(err) // plain data
+	}
+	return b.Bytes()
+}
+
+// merge returns the union of two entries of one name.
+func mergeEntries(a, b *wire.QueueEntry) *wire.QueueEntry {
+	if a == nil {
+		return b
+	}
+	if a.Generation < b.Generation {
+		a, b = b, a
+	}
+	m := *a
+	m.Deleted = max(a.Deleted, b.Deleted)
+	m.Version = max(a.Version, b.Version)
+	if a.Generation == b.Generation {
+		m.CreatedRing = min(a.CreatedRing, b.CreatedRing)
+		if m.SettingsAt.Less(b.SettingsAt) {
+			m.Settings, m.SettingsAt = b.Settings, b.SettingsAt
+		}
+		m.Groups = slices.Clone(a.Groups)
+		for _, g := range b.Groups {
+			i, found := slices.BinarySearchFunc(m.Groups, g.Name, func(x wire.GroupEntry, name string) int {
+				return bytes.Compare([]byte(x.Name), []byte(name))
+			})
+			switch {
+			case !found:
+				m.Groups = slices.Insert(m.Groups, i, g)
+			case m.Groups[i].Generation < g.Generation:
+				m.Groups[i] = g
+			}
+		}
+	}
+	return &m
+}
+
+// mergeCatalog takes entries from elsewhere, persists what is new, and calls then
+// when it is synced.
+func (c *Core) mergeCatalog(entries []wire.QueueEntry, then func()) {
+	var ops []wire.Op
+	for i := range entries {
+		e := &entries[i]
+		old := c.catalog.entries[e.Name]
+		merged := mergeEntries(old, e)
+		if old != nil && bytes.Equal(encodeEntry(old), encodeEntry(merged)) {
+			continue
+		}
+		c.catalog.put(merged)
+		ops = append(ops, put(append([]byte{recordCatalog}, e.Name...), merged))
+		if old != nil && old.Generation > 0 && merged.Deleted >= old.Generation && old.Live() {
+			ops = append(ops, c.dropQueue(old)...)
+		}
+		c.catalogChanged(merged)
+	}
+	if len(ops) > 0 || then != nil {
+		c.persistThen(ops, then)
+	}
+	if len(ops) > 0 {
+		c.catalogReached()
+	}
+}
+
+// catalogChanged makes the partitions of a queue known, and takes part in them.
+func (c *Core) catalogChanged(e *wire.QueueEntry) {
+	if e == nil || !e.Live() {
+		return
+	}
+	for i := range e.Settings.Partitions {
+		id := e.Partition(i)
+		c.places[id] = place{queue: e.Name, index: i}
+		if p := c.parts[id]; p != nil {
+			p.entry = e
+		}
+		if c.member() {
+			c.place(id)
+		}
+	}
+	c.subscribersChanged(e.Name)
+}
+
+// dropQueue forgets a deleted generation; the ops remove its records and bodies.
+func (c *Core) dropQueue(e *wire.QueueEntry) []wire.Op {
+	var ops []wire.Op
+	for i := range e.Settings.Partitions {
+		id := e.Partition(i)
+		if p := c.parts[id]; p != nil {
+			ops = append(ops, p.drop()...)
+		}
+		delete(c.places, id)
+	}
+	return ops
+}
+
+// waiting is a request of somebody who has seen a newer catalog.
+type waiting struct {
+	version uint64
+	fn      func()
+	timer   *timer
+}
+
+// whenCatalog runs fn once the catalog has reached version, or cannot reach it in
+// half a second. A queue can be used as soon as its creation is confirmed: who is
+// behind fetches first.
+func (c *Core) whenCatalog(version uint64, fn func()) {
+	if version <= c.catalog.version {
+		fn()
+		return
+	}
+	w := &waiting{version: version, fn: fn}
+	w.timer = c.after(500*Millisecond, func() {
+		c.behind = slices.DeleteFunc(c.behind, func(x *waiting) bool { return x == w })
+		fn()
+	})
+	c.behind = append(c.behind, w)
+	if len(c.behind) == 1 {
+		for _, id := range sortedKeys(c.peers) {
+			c.fetchCatalog(c.peers[id])
+		}
+	}
+}
+
+// catalogReached runs the requests that waited for a version that is here.
+func (c *Core) catalogReached() {
+	var ready []*waiting
+	c.behind = slices.DeleteFunc(c.behind, func(w *waiting) bool {
+		if w.version > c.catalog.version {
+			return false
+		}
+		ready = append(ready, w)
+		return true
+	})
+	for _, w := range ready {
+		c.timers.stop(w.timer)
+		w.fn()
+	}
+}
+
+// fetchCatalog asks a peer for its whole catalog, one question at a time.
+func (c *Core) fetchCatalog(p *peer) {
+	if !p.up || p.fetching {
+		return
+	}
+	p.fetching = true
+	c.call(p.id, &wire.GetCatalog{}, callTimeout, func(msg wire.Message) {
+		p.fetching = false
+		if k, ok := msg.(*wire.Catalog); ok {
+			c.mergeCatalog(k.Entries, nil)
+		}
+	})
+}
+
+// changeCatalog makes a change of one entry, and calls done(nil) when a majority of
+// the ring's members have it synced, or done(error) if they do not in time: the
+// change may happen then.
+func (c *Core) changeCatalog(e *wire.QueueEntry, done func(error *wire.Error)) {
+	e.Version = c.catalog.version + 1
+	members := c.rings.current.Table().Members
+	want, have, over := len(members)/2+1, 0, false
+	var deadline *timer
+	held := func() {
+		if have++; have == want && !over {
+			over = true
+			c.timers.stop(deadline)
+			done(nil)
+		}
+	}
+	deadline = c.after(callTimeout, func() {
+		over = true
+		done(wire.QuorumError(have, want))
+	})
+	entry := []wire.QueueEntry{*e}
+	c.mergeCatalog(entry, held)
+	for _, m := range members {
+		if m.ID == c.self || !c.peer(m.ID).up {
+			continue
+		}
+		c.call(m.ID, &wire.PutCatalog{Version: e.Version, Entries: entry}, callTimeout, func(msg wire.Message) {
+			if _, ok := msg.(*wire.Done); ok {
+				held()
+			}
+		})
+	}
+}
+
+// createQueue answers CreateQueue.
+func (c *Core) createQueue(req ReqID, m *wire.CreateQueue) {
+	groups := m.Groups
+	if len(groups) == 0 {
+		groups = []string{"default"}
+	}
+	err := wire.CheckName("queue", m.Name)
+	for _, g := range groups {
+		if err == nil {
+			err = wire.CheckName("group", g)
+		}
+	}
+	if err == nil && len(groups) > wire.MaxGroups {
+		err = wire.Errorf(wire.ErrBadRequest, "%d groups, allowed are 1 to %d", len(groups), wire.MaxGroups)
+	}
+	settings := m.Settings.WithDefaults()
+	if err == nil {
+		err = settings.Validate()
+	}
+	if err != nil {
+		c.reply(req, asError(err))
+		return
+	}
+	groups = slices.Compact(slices.Sorted(slices.Values(groups)))
+
+	old := c.catalog.entries[m.Name]
+	if old != nil && old.Live() {
+		same := old.Settings == settings && len(old.Groups) == len(groups)
+		for i := range groups {
+			same = same && old.Groups[i].Name == groups[i]
+		}
+		if !same {
+			c.reply(req, wire.Errorf(wire.ErrExists, "queue %s exists with other settings or groups", m.Name))
+			return
+		}
+	}
+	e := &wire.QueueEntry{Name: m.Name, Generation: 1, CreatedRing: c.rings.current.Number(), Settings: settings}
+	e.SettingsAt = wire.Counter{N: 1, Node: uint64(c.self)}
+	if old != nil {
+		if old.Live() {
+			copied := *old
+			e = &copied
+		} else {
+			e.Generation, e.Deleted = old.Deleted+1, old.Deleted
+			e.SettingsAt.N = old.SettingsAt.N + 1
+		}
+	}
+	if old == nil || !old.Live() {
+		for _, g := range groups {
+			e.Groups = append(e.Groups, wire.GroupEntry{Name: g, Generation: 1})
+		}
+	}
+	c.changeCatalog(e, func(err *wire.Error) {
+		if err != nil {
+			c.reply(req, err)
+			return
+		}
+		info := &wire.QueueInfo{Entry: *c.catalog.entries[m.Name], Catalog: c.catalog.version}
+		if n := int(settings.Replicas); int(settings.WriteQuorum)+n/2+1 <= n {
+			info.Warning = "write_quorum + majority of replicas does not exceed replicas: a confirmed message may wait for one of the nodes that hold it"
+		}
+		c.reply(req, info)
+	})
+}
+
+// deleteQueue answers DeleteQueue.
+func (c *Core) deleteQueue(req ReqID, m *wire.DeleteQueue) {
+	old := c.catalog.live(m.Name)
+	if old == nil {
+		c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Name))
+		return
+	}
+	e := *old
+	e.Deleted = e.Generation
+	c.changeCatalog(&e, func(err *wire.Error) {
+		if err != nil {
+			c.reply(req, err)
+			return
+		}
+		c.reply(req, &wire.Done{})
+	})
+}
+
+// effective are N and W of a queue in a ring of that many members.
+func effective(s *wire.Settings, members int) (n, w int) {
+	return min(int(s.Replicas), members), min(int(s.WriteQuorum), members)
+}
+
+func asError(err error) *wire.Error {
+	if e, ok := err.(*wire.Error); ok { //nolint:errorlint // Validate and CheckName return it unwrapped
+		return e
+	}
+	return wire.Errorf(wire.ErrInternal, "%v", err)
+}
+
+// member says whether this node is a member of the ring.
+func (c *Core) member() bool {
+	if c.rings.current == nil {
+		return false
+	}
+	_, found := c.rings.current.Table().Member(c.self)
+	return found
+}
+
+// members of the current ring without this node.
+func (c *Core) others() []ring.NodeID {
+	var out []ring.NodeID
+	if c.rings.current != nil {
+		for _, m := range c.rings.current.Table().Members {
+			if m.ID != c.self {
+				out = append(out, m.ID)
+			}
+		}
+	}
+	return out
+}

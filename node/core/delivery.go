@@ -1,0 +1,694 @@
+package core
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// subKey names a subscription: the client chose Sub, unique on its connection.
+type subKey struct {
+	conn ConnID
+	sub  uint64
+}
+
+func (a subKey) compare(b subKey) int {
+	switch {
+	case a.conn < b.conn || a.conn == b.conn && a.sub < b.sub:
+		return -1
+	case a == b:
+		return 0
+	}
+	return 1
+}
+
+func sortedSubs(m map[subKey]*sub) []subKey {
+	out := make([]subKey, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.SortFunc(out, subKey.compare)
+	return out
+}
+
+// queueGroup is what a subscription is for.
+type queueGroup struct {
+	queue string
+	group string
+}
+
+// sub is the demand of one consumer at this node.
+type sub struct {
+	key      subKey
+	consumer wire.ConsumerID
+	to       queueGroup
+	credit   uint64 // messages that it may get in all
+	given    uint64 // messages that it got
+	relay    bool
+	token    uint64 // of the relayed subscription at other nodes; 0: none
+}
+
+func (s *sub) left() uint64 {
+	if s.given >= s.credit {
+		return 0
+	}
+	return s.credit - s.given
+}
+
+// delivery is messages of one batch in the hands of one consumer.
+// Invariant (P4): an offset of a group has at most one delivery.
+type delivery struct {
+	receipt  wire.Receipt
+	runs     wire.Runs // neither acked nor given back
+	sub      *sub      // nil: its consumer went away, or has not resumed on a connection
+	consumer wire.ConsumerID
+	until    Instant // end of the delivery lease, by this node's clock
+	timer    *timer
+	retry    []byte // key of its retry record on disk; nil: none
+}
+
+// feed is what an owner hands out to one group. It lives as long as the ownership.
+type feed struct {
+	o     *ownership
+	id    wire.GroupID
+	name  string
+	lanes map[wire.Lane]*feedLane
+	// before is how far the owner before may have handed out, if it did not say.
+	before map[wire.Lane]wire.Offset
+	// retries wait for their time; the turn says whether the next message is one.
+	retries  retryHeap
+	waiting  map[laneOffset]*retry // those of the heap, by their first message
+	turn     bool
+	onDisk   int    // retry records that are not in memory
+	after    []byte // key of the last that was loaded
+	loading  bool
+	due      *timer
+	inflight int // messages
+	next     int // the sub whose turn it is
+}
+
+// feedLane is how far a lane has been handed out.
+type feedLane struct {
+	// handed are the offsets that were delivered in this term or wait for a retry.
+	// They are taken out when they are done.
+	handed   wire.Runs
+	excluded wire.Runs // copies of messages that are in flight at another position
+	inflight map[wire.Offset]*delivery
+	starts   []wire.Offset // keys of inflight, sorted
+	cursor   wire.Offset   // nothing below it can be handed out as new
+	reading  bool
+	loaded   *cached // the batch under the cursor
+	missing  Instant // since when its head waits for a predecessor; 0: it does not
+	asked    bool    // the predecessor was asked for
+}
+
+// begin makes this node the owner. Without a handover or a first owner it waits for
+// what consumers hold (P4).
+func (o *ownership) begin(handed bool) {
+	p, c := o.p, o.p.core
+	for i, g := range p.entry.Groups {
+		id := p.groupIDs()[i]
+		f := &feed{
+			o: o, id: id, name: g.Name, lanes: map[wire.Lane]*feedLane{},
+			before: map[wire.Lane]wire.Offset{}, waiting: map[laneOffset]*retry{},
+		}
+		if !handed {
+			maps.Copy(f.before, p.group(id).watermarks)
+		}
+		o.feeds[id] = f
+		f.load()
+	}
+	var wait Instant
+	o.phase = owning
+	if !o.fresh {
+		o.phase = grace
+		wait = reclaimGrace
+		o.timer = c.after(reclaimGrace, func() {
+			if p.own == o && o.phase == grace {
+				o.phase = owning
+				o.pump()
+			}
+		})
+	}
+	if handed {
+		o.takeTable()
+	}
+	p.tellOwner(c.self, o.term, uint32(wait/Millisecond))
+	for _, r := range p.resumes {
+		o.resume(r.sub, r.consumer, r.held)
+	}
+	p.resumes = nil
+	o.pump()
+}
+
+// tellOwner tells the subscribers of the queue who owns the partition.
+func (p *partition) tellOwner(node ring.NodeID, term wire.Term, graceMS uint32) {
+	c := p.core
+	m := &wire.Owner{Partition: p.id, Node: node, Term: term, Grace: graceMS}
+	told := map[ConnID]bool{}
+	for _, k := range sortedSubs(c.subs) {
+		if s := c.subs[k]; s.to.queue == p.entry.Name && !told[k.conn] {
+			told[k.conn] = true
+			c.emit(Push{Conn: k.conn, Msg: m})
+		}
+	}
+}
+
+// subscribe takes or raises the demand of a consumer.
+func (c *Core) subscribe(on ConnID, m *wire.Subscribe) {
+	k := subKey{on, m.Sub}
+	s := c.subs[k]
+	if s == nil {
+		s = &sub{key: k, consumer: m.Consumer, to: queueGroup{m.Queue, m.Group}, relay: m.Relay}
+		c.subs[k] = s
+		c.feeders[s.to] = append(c.feeders[s.to], s)
+		for _, id := range sortedKeys(c.places) {
+			p := c.parts[id]
+			if p == nil || p.entry.Name != m.Queue {
+				continue
+			}
+			if o := p.own; o != nil && o.valid() && o.phase >= grace {
+				left := uint32(0)
+				if o.phase == grace {
+					left = uint32(max(1, (o.timer.at-c.now.Mono)/Millisecond))
+				}
+				c.emit(Push{Conn: on, Msg: &wire.Owner{Partition: id, Node: c.self, Term: o.term, Grace: left}})
+			} else if owner := p.owner(); owner != 0 {
+				c.emit(Push{Conn: on, Msg: &wire.Owner{Partition: id, Node: owner, Term: p.grant.term}})
+			}
+		}
+	}
+	s.credit = max(s.credit, m.Credit)
+	c.relay(s)
+	c.pumpQueue(s.to.queue)
+}
+
+// unsubscribe ends a demand. What was handed out stays with the consumer.
+func (c *Core) unsubscribe(k subKey) {
+	s := c.subs[k]
+	if s == nil {
+		return
+	}
+	s.credit = 0
+	c.unrelay(s)
+	delete(c.subs, k)
+	c.feeders[s.to] = slices.DeleteFunc(c.feeders[s.to], func(x *sub) bool { return x == s })
+	if len(c.feeders[s.to]) == 0 {
+		delete(c.feeders, s.to)
+	}
+}
+
+// connClosed ends what a connection had. Its consumers may come back on another one
+// and resume what they hold, within the grace.
+func (c *Core) connClosed(id ConnID) {
+	if c.conns[id] == nil {
+		return
+	}
+	delete(c.conns, id)
+	gone := map[*sub]bool{}
+	for _, k := range sortedSubs(c.subs) {
+		if k.conn == id {
+			gone[c.subs[k]] = true
+			c.unsubscribe(k)
+		}
+	}
+	if len(gone) == 0 {
+		return
+	}
+	for _, pid := range sortedKeys(c.parts) {
+		p := c.parts[pid]
+		p.resumes = slices.DeleteFunc(p.resumes, func(r heldResume) bool { return gone[r.sub] })
+		if p.own == nil {
+			continue
+		}
+		for _, g := range sortedKeys(p.own.feeds) {
+			for _, l := range sortedLanes(p.own.feeds[g].lanes) {
+				fl := p.own.feeds[g].lanes[l]
+				for _, o := range slices.Clone(fl.starts) {
+					if d := fl.inflight[o]; gone[d.sub] {
+						d.sub = nil
+						d.until = min(d.until, c.now.Mono+reclaimGrace)
+						p.own.feeds[g].arm(d, wire.CauseConsumer)
+					}
+				}
+			}
+		}
+	}
+}
+
+// subscribersChanged pumps a queue after a change of its settings.
+func (c *Core) subscribersChanged(queue string) { c.pumpQueue(queue) }
+
+func (c *Core) pumpQueue(queue string) {
+	e := c.catalog.live(queue)
+	if e == nil {
+		return
+	}
+	for i := range e.Settings.Partitions {
+		if p := c.parts[e.Partition(i)]; p != nil && p.own != nil {
+			p.own.pump()
+		}
+	}
+}
+
+// pump hands out what may be handed out, until demand or messages end.
+func (o *ownership) pump() {
+	if o.phase != owning || o.pumping || !o.valid() || o.scans > 0 {
+		return
+	}
+	o.pumping = true
+	for _, g := range sortedKeys(o.feeds) {
+		o.feeds[g].pump()
+	}
+	o.pumping = false
+}
+
+func (f *feed) pump() {
+	c := f.o.p.core
+	subs := c.feeders[queueGroup{f.o.p.entry.Name, f.name}]
+	out := map[*sub]*wire.Deliver{}
+	var order []*sub
+	for idle := 0; idle < len(subs); {
+		if f.inflight >= c.cfg.Limits.InFlight {
+			break
+		}
+		f.next %= len(subs)
+		s := subs[f.next]
+		f.next++
+		if s.left() == 0 {
+			idle++
+			continue
+		}
+		d, ok := f.deliver(s)
+		if !ok {
+			break
+		}
+		idle = 0
+		if out[s] == nil {
+			out[s] = &wire.Deliver{Sub: s.key.sub}
+			order = append(order, s)
+		}
+		out[s].Deliveries = append(out[s].Deliveries, d)
+		if size := deliverSize(out[s]); size >= maxDeliverBytes {
+			f.push(s, out[s])
+			delete(out, s)
+			order = slices.DeleteFunc(order, func(x *sub) bool { return x == s })
+		}
+	}
+	for _, s := range order {
+		f.push(s, out[s])
+	}
+}
+
+// maxDeliverBytes is when a frame of deliveries is full.
+const maxDeliverBytes = 1 << 20
+
+func deliverSize(m *wire.Deliver) (n int) {
+	for i := range m.Deliveries {
+		n += len(m.Deliveries[i].Records)
+	}
+	return n
+}
+
+func (f *feed) push(s *sub, m *wire.Deliver) {
+	f.o.p.core.emit(Push{Conn: s.key.conn, Msg: m, Before: f.o.until()})
+}
+
+// deliver takes the next run of messages for a consumer. Due retries and new messages
+// take turns.
+func (f *feed) deliver(s *sub) (wire.Delivery, bool) {
+	f.turn = !f.turn
+	if f.turn {
+		if d, ok := f.redeliver(s); ok {
+			return d, true
+		}
+		return f.fresh(s)
+	}
+	if d, ok := f.fresh(s); ok {
+		return d, true
+	}
+	return f.redeliver(s)
+}
+
+// lane is the feed's view of a lane.
+func (f *feed) lane(id wire.Lane) *feedLane {
+	l := f.lanes[id]
+	if l == nil {
+		l = &feedLane{inflight: map[wire.Offset]*delivery{}}
+		f.lanes[id] = l
+	}
+	return l
+}
+
+// head is the first offset of a lane that may be handed out as new.
+func (f *feed) head(l *lane, fl *feedLane) (wire.Offset, bool) {
+	done := f.o.p.group(f.id).runs(l.id)
+	at := max(done.Floor(), fl.cursor)
+	for {
+		next, ok := l.held.Next(at)
+		if !ok {
+			return 0, false
+		}
+		at = next
+		for _, taken := range [...]wire.Runs{done, fl.handed, l.unready, fl.excluded} {
+			at = taken.Gap(at)
+		}
+		if at == next {
+			fl.cursor = at
+			return at, true
+		}
+	}
+}
+
+// rewind makes the cursors of a lane see offsets from at on again.
+func (o *ownership) rewind(l wire.Lane, at wire.Offset) {
+	for _, f := range o.feeds { // each by itself: the order does not matter
+		if fl := f.lanes[l]; fl != nil {
+			fl.cursor = min(fl.cursor, at)
+		}
+	}
+}
+
+// fresh hands out the oldest new messages: the lanes are merged by stamp, and a batch
+// waits for its predecessor (P5).
+func (f *feed) fresh(s *sub) (wire.Delivery, bool) {
+	for range maxPostponed {
+		x, from := f.oldest()
+		if x == nil {
+			return wire.Delivery{}, false
+		}
+		if d, ok := f.hand(s, x, from); ok {
+			return d, true
+		}
+		if f.o.p.own != f.o {
+			break // the batch turned out to be damaged
+		}
+	}
+	f.o.p.core.after(0, f.o.pump)
+	return wire.Delivery{}, false
+}
+
+// maxPostponed bounds the batches of delayed messages that one pump puts aside.
+const maxPostponed = 1000
+
+// oldest is the batch whose turn it is, with the first offset to hand out.
+func (f *feed) oldest() (best *cached, from wire.Offset) {
+	p, c := f.o.p, f.o.p.core
+	for _, id := range sortedLanes(p.lanes) {
+		l, fl := p.lanes[id], f.lane(id)
+		at, ok := f.head(l, fl)
+		for ok {
+			if fl.loaded == nil || !fl.loaded.batch.Run().Has(at) {
+				fl.loaded = c.cache.get(p.id, id, at)
+				fl.missing, fl.asked = 0, false
+			}
+			if fl.loaded == nil {
+				f.fetch(l, fl, at)
+				return nil, 0 // it may be the oldest
+			}
+			if !f.excludeCopies(l, fl, at) {
+				break
+			}
+			at, ok = f.head(l, fl) // some of it is in flight at another position
+		}
+		if ok && f.follows(fl, &fl.loaded.batch, at) && (best == nil || fl.loaded.batch.Stamp < best.batch.Stamp) {
+			best, from = fl.loaded, at
+		}
+	}
+	return best, from
+}
+
+// hand hands out messages of a batch from an offset on. Messages with a delay are put
+// aside until it is over.
+func (f *feed) hand(s *sub, x *cached, from wire.Offset) (wire.Delivery, bool) {
+	p := f.o.p
+	b := &x.batch
+	l, fl := p.lane(b.Lane), f.lane(b.Lane)
+	to := min(b.Run().To, from+wire.Offset(min(s.left(), uint64(p.core.cfg.Limits.InFlight-f.inflight))))
+	for _, taken := range [...]wire.Runs{p.group(f.id).runs(b.Lane), fl.handed, l.unready, fl.excluded} {
+		if next, ok := taken.Next(from); ok {
+			to = min(to, next)
+		}
+	}
+	if b.Flags&wire.FlagDelayed != 0 {
+		if to = f.postpone(x, from, to); to == from {
+			return wire.Delivery{}, false
+		}
+	}
+	cause := wire.CauseNone
+	if mark := f.before[b.Lane]; from < mark {
+		cause = wire.CauseTakeover // the owner before may have handed it out
+		to = min(to, mark)
+	}
+	return f.give(s, x, wire.Span(from, to), 1, cause, nil)
+}
+
+// give makes the delivery of a run to a consumer.
+func (f *feed) give(s *sub, x *cached, run wire.Run, attempt uint32, cause wire.Cause, retry []byte) (wire.Delivery, bool) {
+	p, c := f.o.p, f.o.p.core
+	b := &x.batch
+	records, err := x.records(run)
+	if err != nil {
+		p.lost(b.Lane, wire.Runs{b.Run()})
+		return wire.Delivery{}, false
+	}
+	d := &delivery{
+		receipt: wire.Receipt{
+			Partition: p.id, Group: f.id, Lane: b.Lane, Run: run, Term: f.o.term, Attempt: attempt,
+			Producer: b.Producer, Sequence: b.Sequence + uint64(run.From-b.Base),
+		},
+		runs: wire.Runs{run}, sub: s, consumer: s.consumer, retry: retry,
+	}
+	d.receipt.Sign(c.secret)
+	lease := Instant(p.entry.Settings.Lease) * Millisecond
+	d.until = c.now.Mono + lease
+	fl := f.lane(b.Lane)
+	fl.handed.Add(run)
+	fl.add(d)
+	f.inflight += int(run.Len())
+	s.given += run.Len()
+	f.arm(d, wire.CauseLease)
+	f.o.announce(f.id, b.Lane, run)
+	c.stats.delivered(cause, run.Len())
+	return wire.Delivery{
+		Receipt: d.receipt, Stamp: b.Stamp, Cause: cause, Lease: p.entry.Settings.Lease,
+		Length: uint32(len(records)), Records: records,
+	}, true
+}
+
+// arm hands a delivery out again when its lease ends. cause is why, if it ends as it
+// stands now.
+func (f *feed) arm(d *delivery, cause wire.Cause) {
+	c := f.o.p.core
+	c.timers.stop(d.timer)
+	d.timer = c.timers.add(d.until, func() { f.expire(d, cause) })
+}
+
+// expire takes messages back from a consumer.
+func (f *feed) expire(d *delivery, cause wire.Cause) {
+	if f.o.p.own != f.o || f.o.phase == releasing {
+		return
+	}
+	f.takeBack(d, d.runs.Clone(), cause, f.o.p.core.now.Wall, d.receipt.Attempt, false)
+	f.o.pump()
+}
+
+// fetch reads the batch under a lane's cursor from disk.
+func (f *feed) fetch(l *lane, fl *feedLane, at wire.Offset) {
+	p, c := f.o.p, f.o.p.core
+	if fl.reading {
+		return
+	}
+	fl.reading = true
+	o := f.o
+	want := l.held.Overlap(wire.Span(at, at+readAhead))
+	c.read(p.id, l.id, want, readAheadBytes, func(done ReadDone) {
+		fl.reading = false
+		if p.own != o {
+			return
+		}
+		for i := range done.Batches {
+			c.cache.add(&done.Batches[i])
+		}
+		if len(done.Batches) > 0 && done.Batches[0].Run().Has(at) {
+			// It stays here, however soon the cache drops it.
+			fl.loaded = &cached{batch: done.Batches[0]}
+			fl.missing, fl.asked = 0, false
+		}
+		if len(done.Damaged) > 0 {
+			p.lost(l.id, done.Damaged)
+			return
+		}
+		if len(done.Batches) == 0 {
+			// It is not on disk yet, or was freed meanwhile.
+			c.after(10*Millisecond, o.pump)
+			return
+		}
+		o.pump()
+	})
+}
+
+// How much is read ahead of a cursor at a time.
+const (
+	readAhead      = 16_384 // offsets
+	readAheadBytes = 1 << 20
+)
+
+// follows says whether the predecessor of a batch is done or was handed out in this
+// term. If it is not here, it is asked for, and waited for at most orderWait.
+func (f *feed) follows(fl *feedLane, b *wire.Batch, at wire.Offset) bool {
+	p, c := f.o.p, f.o.p.core
+	if b.AfterLane.IsZero() || at > b.Base {
+		return true
+	}
+	lane, after := b.AfterLane, b.AfterOffset
+	if f.taken(lane, after) {
+		return true
+	}
+	for _, other := range p.aliasesOf(lane, wire.Span(after, after+1)) {
+		if f.taken(other.lane, other.run.From) {
+			return true
+		}
+	}
+	if x := p.lanes[lane]; x != nil && x.held.Contains(after) {
+		return false // here, and not handed out yet: it comes first
+	}
+	if fl.missing == 0 {
+		fl.missing = c.now.Mono
+		c.after(orderWait, f.o.pump)
+	}
+	if c.now.Mono-fl.missing >= orderWait {
+		c.stats.OrderWaitExpired++
+		return true
+	}
+	if !fl.asked {
+		fl.asked = true
+		p.seek(lane, after, func() {
+			fl.asked = false
+			f.o.pump()
+		})
+	}
+	return false
+}
+
+// taken says whether a message is done or was handed out in this term.
+func (f *feed) taken(l wire.Lane, o wire.Offset) bool {
+	return f.o.p.group(f.id).runs(l).Contains(o) || f.lane(l).handed.Contains(o)
+}
+
+// excludeCopies lets messages wait that are handed out at another position, and says
+// whether there are any. What is done there is done here too, by markDone.
+func (f *feed) excludeCopies(l *lane, fl *feedLane, at wire.Offset) bool {
+	p := f.o.p
+	if len(p.aliases) == 0 {
+		return false
+	}
+	found := false
+	for _, other := range p.aliasesOf(l.id, wire.Span(at, fl.loaded.batch.Run().To)) {
+		for _, run := range f.lane(other.lane).handed.Overlap(other.run) {
+			for _, mine := range p.aliasesOf(other.lane, run) {
+				if mine.lane == l.id && !fl.handed.Covers(mine.run) && fl.excluded.Add(mine.run) > 0 {
+					found = true
+				}
+			}
+		}
+	}
+	return found
+}
+
+// unhand makes messages new again, their copies at other positions included.
+func (f *feed) unhand(l wire.Lane, run wire.Run) {
+	f.lane(l).handed.Remove(run)
+	f.o.rewind(l, run.From)
+	for _, other := range f.o.p.aliasesOf(l, run) {
+		f.lane(other.lane).excluded.Remove(other.run)
+		f.o.rewind(other.lane, other.run.From)
+	}
+}
+
+// doneNow takes what is done out of what is handed out and in flight.
+func (o *ownership) doneNow(g wire.GroupID, l wire.Lane, run wire.Run) {
+	f := o.feeds[g]
+	if f == nil {
+		return
+	}
+	fl := f.lane(l)
+	for _, from := range deliveriesIn(fl, run) {
+		d := fl.inflight[from]
+		f.settled(d, d.runs.Overlap(run))
+	}
+	fl.handed.Remove(run)
+	fl.excluded.Remove(run)
+}
+
+// deliveriesIn are the deliveries of a lane that overlap a run, by their first offset.
+func deliveriesIn(fl *feedLane, run wire.Run) []wire.Offset {
+	i, found := slices.BinarySearch(fl.starts, run.From)
+	if !found && i > 0 {
+		i--
+	}
+	var out []wire.Offset
+	for ; i < len(fl.starts) && fl.starts[i] < run.To; i++ {
+		if d := fl.inflight[fl.starts[i]]; d.receipt.Run.To > run.From {
+			out = append(out, fl.starts[i])
+		}
+	}
+	return out
+}
+
+func (fl *feedLane) add(d *delivery) {
+	from := d.receipt.Run.From
+	fl.inflight[from] = d
+	if i, found := slices.BinarySearch(fl.starts, from); !found {
+		fl.starts = slices.Insert(fl.starts, i, from)
+	}
+}
+
+func (fl *feedLane) remove(d *delivery) {
+	from := d.receipt.Run.From
+	if fl.inflight[from] != d {
+		return
+	}
+	delete(fl.inflight, from)
+	if i, found := slices.BinarySearch(fl.starts, from); found {
+		fl.starts = slices.Delete(fl.starts, i, i+1)
+	}
+}
+
+// settled takes runs out of a delivery; without any left it has ended.
+func (f *feed) settled(d *delivery, runs wire.Runs) {
+	for _, run := range runs {
+		f.inflight -= int(run.Len())
+		d.runs.Remove(run)
+	}
+	if len(d.runs) > 0 {
+		return
+	}
+	p := f.o.p
+	p.core.timers.stop(d.timer)
+	f.lane(d.receipt.Lane).remove(d)
+	if d.retry != nil {
+		p.core.persistThen([]wire.Op{remove(d.retry)}, nil)
+	}
+}
+
+// watermarkStride is how far ahead of what is handed out the mark for a successor is
+// set, so that it travels once for many deliveries.
+const watermarkStride = 1024
+
+// announce tells the other home replicas how far this owner may hand out. Nobody waits
+// for it: it serves the mark "redelivered" after a takeover.
+func (o *ownership) announce(g wire.GroupID, l wire.Lane, run wire.Run) {
+	p, c := o.p, o.p.core
+	marks := p.group(g).watermarks
+	if run.To <= marks[l] {
+		return
+	}
+	m := &wire.Watermarks{Partition: p.id, Items: []wire.Watermark{{Group: g, Lane: l, To: run.To + watermarkStride}}}
+	p.raiseWatermarks(m.Items)
+	for _, id := range p.otherHomes() {
+		c.send(id, m)
+	}
+}

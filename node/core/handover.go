@@ -1,0 +1,210 @@
+package core
+
+import (
+	"slices"
+
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// tend looks, at each renewal, whether a better placed node should own the partition.
+// It is rare: the better node must have been up and stable for handoverAfter.
+func (o *ownership) tend() {
+	p, c := o.p, o.p.core
+	if o.phase != owning || !o.valid() || len(p.sets) != 1 {
+		o.better = 0
+		return
+	}
+	for _, id := range p.homes() {
+		if id == c.self {
+			o.better = 0
+			return
+		}
+		if peer := c.peer(id); peer.up && c.answering(id) && c.now.Mono-peer.since >= handoverAfter {
+			if o.better == 0 {
+				o.better = c.now.Mono
+			}
+			if c.now.Mono-o.better >= handoverAfter {
+				o.better = 0
+				o.offer(id, func(bool) {})
+			}
+			return
+		}
+	}
+}
+
+// offer hands the partition over to another home replica, with what is in flight, so
+// that consumers notice nothing. done says whether it went.
+func (o *ownership) offer(to ring.NodeID, done func(bool)) {
+	p, c := o.p, o.p.core
+	if o.phase != owning || !o.valid() || o.offering {
+		done(false)
+		return
+	}
+	o.offering = true
+	c.call(to, &wire.Offer{Queue: p.entry.Name, Partition: p.id, Term: o.term}, callTimeout, func(msg wire.Message) {
+		o.offering = false
+		if _, ok := msg.(*wire.Done); !ok || p.own != o || o.phase != owning || !o.valid() {
+			done(false)
+			return
+		}
+		o.release(to, done)
+	})
+}
+
+// release stops handing out, and gives up the lease in favour of a node that has
+// caught up. The table names the term, and travels with the release.
+func (o *ownership) release(to ring.NodeID, done func(bool)) {
+	p, c := o.p, o.p.core
+	o.phase = releasing
+	table := o.flying()
+	ended := false
+	finish := func(ok bool) {
+		if !ended {
+			ended = true
+			done(ok)
+		}
+	}
+	for _, id := range p.otherHomes() {
+		m := &wire.Release{Partition: p.id, Term: o.term, To: to}
+		if id == to {
+			m.InFlight = table
+			continue
+		}
+		c.call(id, m, callTimeout, func(wire.Message) {})
+	}
+	m := &wire.Release{Partition: p.id, Term: o.term, To: to, InFlight: table}
+	c.call(to, m, callTimeout, func(msg wire.Message) {
+		_, ok := msg.(*wire.Done)
+		finish(ok)
+	})
+	// The own grant is given up as well.
+	p.grant = grant{}
+	o.endFeeds()
+	if p.own == o {
+		p.own = nil
+	}
+	p.claimIn(ownershipLease)
+}
+
+// flying is what is in flight.
+func (o *ownership) flying() []wire.InFlight {
+	c := o.p.core
+	var out []wire.InFlight
+	for _, g := range sortedKeys(o.feeds) {
+		f := o.feeds[g]
+		for _, l := range sortedLanes(f.lanes) {
+			for _, from := range f.lanes[l].starts {
+				d := f.lanes[l].inflight[from]
+				out = append(out, wire.InFlight{
+					Group: g, Receipt: d.receipt, Runs: d.runs.Clone(), Consumer: d.consumer,
+					Left: uint32(max(0, d.until-c.now.Mono) / Millisecond),
+				})
+			}
+		}
+	}
+	return out
+}
+
+// onOffer catches up, then says so.
+func (c *Core) onOffer(req ReqID, from ring.NodeID, m *wire.Offer) {
+	p := c.known(m.Partition)
+	if p == nil || !p.home || p.repairing || c.draining || p.promised != m.Term {
+		c.reply(req, wire.Errorf(wire.ErrNotReady, "not able to take over"))
+		return
+	}
+	p.fetchState(from, 0, func(s *wire.State) {
+		if s == nil {
+			c.reply(req, wire.Errorf(wire.ErrNotReady, "could not catch up"))
+			return
+		}
+		c.reply(req, &wire.Done{})
+	})
+}
+
+// onRelease cancels the grant of that term, and no other; the node in whose favour it
+// is claims at once.
+func (c *Core) onRelease(req ReqID, m *wire.Release) {
+	p := c.known(m.Partition)
+	if p == nil {
+		c.reply(req, wire.ErrNoQueue)
+		return
+	}
+	if p.grant.term == m.Term && p.grant.until != Never {
+		p.grant = grant{}
+		if m.To == c.self && p.promised == m.Term {
+			p.takeOver(m)
+		} else {
+			p.claimIn(ownershipLease / 2) // after the one it was meant for
+		}
+	}
+	c.reply(req, &wire.Done{})
+}
+
+// takeTable makes the deliveries that were handed over current. Acks that were under
+// way are in the state: the release came behind them.
+func (o *ownership) takeTable() {
+	for _, x := range o.table {
+		if f := o.feeds[x.Group]; f != nil {
+			o.restore(f, x.Receipt, x.Runs, x.Consumer, o.p.core.subOf(o.p, x.Group, x.Consumer), Instant(x.Left)*Millisecond)
+		}
+	}
+	o.table = nil
+}
+
+// subOf finds a consumer's subscription at this node.
+func (c *Core) subOf(p *partition, g wire.GroupID, consumer wire.ConsumerID) *sub {
+	for i, id := range p.groupIDs() {
+		if id == g {
+			for _, s := range c.feeders[queueGroup{p.entry.Name, p.entry.Groups[i].Name}] {
+				if s.consumer == consumer {
+					return s
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// drain hands over all that is owned, then says Drained.
+func (c *Core) drain() {
+	if c.draining {
+		return
+	}
+	c.draining = true
+	c.note(NoteInfo, nil, "draining", "")
+	c.drainOn(c.now.Mono + 10*Second)
+}
+
+// drainOn hands over what is still owned, and waits for the writes under way.
+func (c *Core) drainOn(deadline Instant) {
+	if c.drained {
+		return
+	}
+	busy := 0
+	for _, id := range sortedKeys(c.parts) {
+		p := c.parts[id]
+		busy += len(p.writes)
+		o := p.own
+		if o == nil {
+			continue
+		}
+		i := slices.IndexFunc(p.otherHomes(), c.answering)
+		switch {
+		case o.phase < grace:
+			o.abandon()
+		case i >= 0:
+			busy++
+			if o.phase == owning {
+				o.offer(p.otherHomes()[i], func(bool) {})
+			}
+		}
+	}
+	if busy > 0 && c.now.Mono < deadline {
+		c.after(50*Millisecond, func() { c.drainOn(deadline) })
+		return
+	}
+	c.drained = true
+	c.foldAll()
+	c.persistThen(nil, func() { c.emit(Drained{}) })
+}

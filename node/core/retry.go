@@ -1,0 +1,421 @@
+package core
+
+import (
+	"container/heap"
+	"slices"
+
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// laneOffset is a place in a lane.
+type laneOffset struct {
+	lane   wire.Lane
+	offset wire.Offset
+}
+
+// retry is a run of messages of one batch that waits for its time.
+type retry struct {
+	wire.Retry
+	cause   wire.Cause
+	key     []byte // of its record on disk; nil: it has none
+	loaded  *cached
+	reading bool
+	seq     uint64
+	index   int
+}
+
+// retryHeap has the retry that is due first on top.
+type retryHeap []*retry
+
+func (h retryHeap) Len() int { return len(h) }
+func (h retryHeap) Less(i, j int) bool {
+	return h[i].Due < h[j].Due || h[i].Due == h[j].Due && h[i].seq < h[j].seq
+}
+func (h retryHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+func (h *retryHeap) Push(x any) {
+	r := x.(*retry)
+	r.index = len(*h)
+	*h = append(*h, r)
+}
+func (h *retryHeap) Pop() any {
+	old := *h
+	r := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	r.index = -1
+	return r
+}
+
+// takeBack ends a delivery, or part of it, without an ack: the runs wait until due.
+// spread puts the retry on disk, here and on the other home replicas, unawaited, so
+// that attempts and backoff survive a takeover.
+func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, due uint64, attempt uint32, spread bool) {
+	p, c := f.o.p, f.o.p.core
+	old := d.retry
+	d.retry = nil
+	f.settled(d, runs)
+	var ops []wire.Op
+	if old != nil {
+		ops = append(ops, remove(old))
+	}
+	var items []wire.Retry
+	for _, run := range runs {
+		r := &retry{Retry: wire.Retry{Group: f.id, Lane: d.receipt.Lane, Run: run, Attempt: attempt, Due: due}, cause: cause}
+		if spread {
+			r.key = retryKey(p.id, r.Retry)
+			ops = append(ops, put(r.key, r.Retry))
+			items = append(items, r.Retry)
+		}
+		ops = append(ops, f.wait(r)...)
+	}
+	if len(ops) > 0 {
+		c.persistThen(ops, nil)
+	}
+	if len(items) > 0 {
+		m := &wire.Retries{Partition: p.id, Items: items}
+		for _, id := range p.otherHomes() {
+			c.send(id, m)
+		}
+	}
+}
+
+// wait puts a retry into memory, or leaves it on disk if there are too many (P8).
+func (f *feed) wait(r *retry) []wire.Op {
+	p := f.o.p
+	f.lane(r.Lane).handed.Add(r.Run)
+	if len(f.retries) < p.core.cfg.Limits.Retries {
+		f.push2heap(r)
+		return nil
+	}
+	f.onDisk++
+	f.after = nil // it may be due before what was loaded last
+	if r.key != nil {
+		return nil
+	}
+	return []wire.Op{put(retryKey(p.id, r.Retry), r.Retry)}
+}
+
+func (f *feed) push2heap(r *retry) {
+	c := f.o.p.core
+	c.names++
+	r.seq = c.names
+	f.waiting[laneOffset{r.Lane, r.Run.From}] = r
+	heap.Push(&f.retries, r)
+	f.armDue()
+}
+
+// armDue pumps when the next retry is due.
+func (f *feed) armDue() {
+	c := f.o.p.core
+	c.timers.stop(f.due)
+	f.due = nil
+	if len(f.retries) == 0 {
+		return
+	}
+	wait := Instant(0)
+	if due := f.retries[0].Due; due > c.now.Wall {
+		wait = Instant(min(due-c.now.Wall, 3_600_000)) * Millisecond
+	}
+	f.due = c.after(wait, func() {
+		f.due = nil
+		f.o.pump()
+		if f.due == nil && len(f.retries) > 0 && f.retries[0].Due > c.now.Wall {
+			f.armDue()
+		}
+	})
+}
+
+// pop takes the first retry out of memory, and reads more from disk when few are left.
+func (f *feed) pop() *retry {
+	r := heap.Pop(&f.retries).(*retry)
+	delete(f.waiting, laneOffset{r.Lane, r.Run.From})
+	if f.onDisk > 0 && len(f.retries) < f.o.p.core.cfg.Limits.Retries/2 {
+		f.loadMore()
+	}
+	return r
+}
+
+// redeliver hands out a retry that is due.
+func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
+	p, c := f.o.p, f.o.p.core
+	for len(f.retries) > 0 && f.retries[0].Due <= c.now.Wall {
+		r := f.retries[0]
+		done := p.group(f.id).runs(r.Lane)
+		open := wire.Runs{r.Run}.Minus(done)
+		if len(open) == 0 {
+			f.pop()
+			if r.key != nil {
+				c.persistThen([]wire.Op{remove(r.key)}, nil)
+			}
+			continue
+		}
+		if len(open) > 1 || open[0] != r.Run { // some of it was done meanwhile
+			f.pop()
+			for _, run := range open {
+				part := *r
+				part.Run, part.key = run, nil
+				f.push2heap(&part)
+			}
+			if r.key != nil {
+				c.persistThen([]wire.Op{remove(r.key)}, nil)
+			}
+			continue
+		}
+		if r.loaded == nil {
+			r.loaded = c.cache.get(p.id, r.Lane, r.Run.From)
+		}
+		if r.loaded == nil {
+			f.fetchRetry(r)
+			return wire.Delivery{}, false
+		}
+		f.pop()
+		run := r.Run
+		if left := wire.Offset(s.left()); wire.Offset(run.Len()) > left {
+			rest := *r
+			rest.Run, rest.key = wire.Span(run.From+left, run.To), nil
+			f.push2heap(&rest)
+			run.To = run.From + left
+		}
+		if end := r.loaded.batch.Run().To; run.To > end { // records of more than one batch
+			rest := *r
+			rest.Run, rest.key, rest.loaded = wire.Span(end, run.To), nil, nil
+			f.push2heap(&rest)
+			run.To = end
+		}
+		f.lane(r.Lane).handed.Remove(run) // give adds it
+		d, ok := f.give(s, r.loaded, run, r.Attempt+1, r.cause, r.key)
+		f.armDue()
+		return d, ok
+	}
+	return wire.Delivery{}, false
+}
+
+// fetchRetry reads the batch of a retry from disk.
+func (f *feed) fetchRetry(r *retry) {
+	p, o := f.o.p, f.o
+	if r.reading {
+		return
+	}
+	r.reading = true
+	p.core.read(p.id, r.Lane, wire.Runs{r.Run}, 1, func(done ReadDone) {
+		r.reading = false
+		if p.own != o {
+			return
+		}
+		if len(done.Batches) > 0 && done.Batches[0].Run().Has(r.Run.From) {
+			r.loaded = &cached{batch: done.Batches[0]}
+			o.pump()
+			return
+		}
+		if len(done.Damaged) > 0 {
+			p.lost(r.Lane, done.Damaged)
+			return
+		}
+		// Not on this disk: it comes from another replica.
+		if r.index >= 0 && r.index < len(f.retries) && f.retries[r.index] == r {
+			heap.Remove(&f.retries, r.index)
+			delete(f.waiting, laneOffset{r.Lane, r.Run.From})
+			f.lane(r.Lane).handed.Remove(r.Run)
+		}
+		p.pullAll()
+	})
+}
+
+// postpone puts delayed messages at the front of a run aside and returns up to where
+// the run can be handed out now; from if it cannot.
+func (f *feed) postpone(x *cached, from, to wire.Offset) wire.Offset {
+	p, c := f.o.p, f.o.p.core
+	b := &x.batch
+	rest, err := x.records(wire.Span(from, to))
+	if err != nil {
+		p.lost(b.Lane, wire.Runs{b.Run()})
+		return from
+	}
+	var ops []wire.Op
+	at := from
+	for ; at < to; at++ {
+		delay, next, err := wire.RecordDelay(rest)
+		if err != nil {
+			p.lost(b.Lane, wire.Runs{b.Run()})
+			return from
+		}
+		due := b.Stamp>>16 + uint64(delay.Milliseconds())
+		if due <= c.now.Wall {
+			if at == from {
+				// Hand out up to the next one that is delayed.
+				for at++; at < to; at++ {
+					rest = next
+					if delay, next, err = wire.RecordDelay(rest); err != nil || b.Stamp>>16+uint64(delay.Milliseconds()) > c.now.Wall {
+						break
+					}
+				}
+				return at
+			}
+			break
+		}
+		r := &retry{Retry: wire.Retry{Group: f.id, Lane: b.Lane, Run: wire.Span(at, at+1), Due: due}}
+		ops = append(ops, f.wait(r)...)
+		rest = next
+	}
+	if len(ops) > 0 {
+		c.persistThen(ops, nil)
+	}
+	return from
+}
+
+// load reads the retry records that an earlier owner, or this one, has left. Nothing
+// is handed out before: a message that was given back must not come too early.
+func (f *feed) load() {
+	f.o.scans++
+	f.loadFrom(nil, func() {
+		f.o.scans--
+		f.armDue()
+		f.o.pump()
+	})
+}
+
+// retryPage is how many records are read at a time.
+const retryPage = 1000
+
+func (f *feed) loadFrom(after []byte, then func()) {
+	p, c, o := f.o.p, f.o.p.core, f.o
+	prefix := key(recordRetry, uint64(p.id), uint64(f.id))
+	c.scan(prefix, after, retryPage, func(done ScanDone) {
+		if p.own != o {
+			return
+		}
+		var ops []wire.Op
+		for _, record := range done.Records {
+			ops = append(ops, f.loadRecord(record)...)
+		}
+		if len(ops) > 0 {
+			c.persistThen(ops, nil)
+		}
+		if done.More && len(done.Records) > 0 {
+			f.loadFrom(done.Records[len(done.Records)-1].Key, then)
+			return
+		}
+		then()
+	})
+}
+
+// loadRecord takes one record; of two for the same message the higher attempt wins.
+func (f *feed) loadRecord(record wire.StoredRecord) []wire.Op {
+	p := f.o.p
+	r, err := decodeRetry(record.Value)
+	if err != nil || r.Group != f.id || p.group(f.id).runs(r.Lane).Covers(r.Run) {
+		return []wire.Op{remove(record.Key)}
+	}
+	at := laneOffset{r.Lane, r.Run.From}
+	if known := f.waiting[at]; known != nil {
+		if known.Attempt >= r.Attempt && string(known.key) != string(record.Key) {
+			return []wire.Op{remove(record.Key)}
+		}
+		var ops []wire.Op
+		if known.key != nil && string(known.key) != string(record.Key) {
+			ops = append(ops, remove(known.key))
+		}
+		known.Attempt, known.Due, known.key = r.Attempt, r.Due, record.Key
+		heap.Fix(&f.retries, known.index)
+		return ops
+	}
+	if f.lane(r.Lane).flying(r.Run) {
+		return nil // its record goes when it is settled
+	}
+	if len(f.retries) >= p.core.cfg.Limits.Retries {
+		f.lane(r.Lane).handed.Add(r.Run)
+		f.onDisk++
+		return nil
+	}
+	f.lane(r.Lane).handed.Add(r.Run)
+	cause := wire.CauseNack
+	if r.Attempt == 0 {
+		cause = wire.CauseNone
+	}
+	f.push2heap(&retry{Retry: r, cause: cause, key: slices.Clone(record.Key)})
+	f.after = record.Key
+	return nil
+}
+
+// flying says whether some of a run is in flight.
+func (fl *feedLane) flying(run wire.Run) bool { return len(deliveriesIn(fl, run)) > 0 }
+
+// loadMore brings the next retries from disk into memory.
+func (f *feed) loadMore() {
+	p, c, o := f.o.p, f.o.p.core, f.o
+	if f.loading {
+		return
+	}
+	f.loading = true
+	c.scan(key(recordRetry, uint64(p.id), uint64(f.id)), f.after, retryPage, func(done ScanDone) {
+		f.loading = false
+		if p.own != o {
+			return
+		}
+		var ops []wire.Op
+		before := len(f.retries)
+		for _, record := range done.Records {
+			onDisk := f.onDisk
+			ops = append(ops, f.loadRecord(record)...)
+			f.onDisk = onDisk // loadRecord counted it anew if it stayed
+			f.after = record.Key
+		}
+		f.onDisk = max(0, f.onDisk-(len(f.retries)-before))
+		if !done.More {
+			f.onDisk, f.after = 0, nil
+		}
+		if len(ops) > 0 {
+			c.persistThen(ops, nil)
+		}
+		o.pump()
+	})
+}
+
+// backoff is how long a message waits after a nack: exponential, with jitter.
+func (p *partition) backoff(attempt uint32) uint64 {
+	s := &p.entry.Settings
+	wait := uint64(s.BackoffMin) << min(attempt-1, 24)
+	wait = min(wait, uint64(s.BackoffMax))
+	return wait/2 + uint64(p.core.jitter(Instant(wait/2+1)))
+}
+
+// sweepEvery is how often a replica looks for retry records that are done.
+const sweepEvery = 60 * Second
+
+// sweepRetries removes the retry records of messages that are done.
+func (p *partition) sweepRetries(after []byte) {
+	c := p.core
+	c.scan(key(recordRetry, uint64(p.id)), after, retryPage, func(done ScanDone) {
+		if c.parts[p.id] != p {
+			return
+		}
+		var ops []wire.Op
+		for _, record := range done.Records {
+			if r, err := decodeRetry(record.Value); err != nil || p.group(r.Group).runs(r.Lane).Covers(r.Run) {
+				ops = append(ops, remove(record.Key))
+			}
+		}
+		if len(ops) > 0 {
+			c.persistThen(ops, nil)
+		}
+		if done.More && len(done.Records) > 0 {
+			p.sweepRetries(done.Records[len(done.Records)-1].Key)
+		} else if len(done.Records) == len(ops) {
+			p.swept = true
+		}
+	})
+}
+
+// dropRetry takes a retry out of memory and off the disk.
+func (f *feed) dropRetry(r *retry) {
+	if r.index >= 0 && r.index < len(f.retries) && f.retries[r.index] == r {
+		heap.Remove(&f.retries, r.index)
+		delete(f.waiting, laneOffset{r.Lane, r.Run.From})
+	}
+	if r.key != nil {
+		f.o.p.core.persistThen([]wire.Op{remove(r.key)}, nil)
+	}
+}
