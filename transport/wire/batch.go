@@ -14,7 +14,7 @@ import (
 const (
 	MaxBatchBytes    = 8 << 20 // records of one batch
 	MaxBatchMessages = 65_536  // messages of one batch
-	MaxMessageBytes  = 1 << 20 // default limit of one message: key, headers and body
+	MaxMessageBytes  = 1 << 20 // default limit of one record: body, key, headers, and some bytes of lengths and time
 )
 
 // HeaderSize is the length of an encoded BatchHeader in bytes.
@@ -136,6 +136,9 @@ func DecodeHeader(p []byte) (BatchHeader, error) {
 	}
 	if h.Count == 0 || h.Count > MaxBatchMessages || h.Length > MaxBatchBytes {
 		return BatchHeader{}, fmt.Errorf("%w: %d messages in %d bytes", ErrBadBatch, h.Count, h.Length)
+	}
+	if n := uint64(h.Count); uint64(h.Base)+n < n || h.Sequence+n < n {
+		return BatchHeader{}, fmt.Errorf("%w: offset %d or sequence %d wraps", ErrBadBatch, h.Base, h.Sequence)
 	}
 	return h, nil
 }

@@ -8,8 +8,9 @@ import (
 // Code is the number of an error on the wire. Numbers are never reused.
 type Code uint16
 
-// The codes. "Refused" means that nothing was stored or changed; ErrQuorum alone
-// means that the outcome is unknown (P10).
+// The codes. "Refused" means that nothing was stored or changed. After CodeQuorum,
+// CodeTimeout and a lost connection the outcome is unknown (P10): it may have
+// happened, and the same request may be sent again.
 const (
 	CodeInternal      Code = 1
 	CodeQuorum        Code = 2  // outcome unknown: not enough nodes synced in time

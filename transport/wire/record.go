@@ -29,8 +29,35 @@ const (
 	recordKnown   = recordKey | recordHeaders | recordDelay
 )
 
-// maxHeaders bounds the headers of one message.
-const maxHeaders = 256
+// Limits of a record. AppendRecord does not look at them: check with Validate what
+// comes from outside, for a record over them is stored and can never be read.
+const (
+	MaxHeaders  = 256                  // headers of one message
+	MaxKeyBytes = 4 << 10              // of the key, and of the name of a header
+	MaxDelay    = 365 * 24 * time.Hour // longest delay
+)
+
+// Validate tells what of r is over a limit. It does not look at its size in all,
+// which is a setting of the queue. The error is ErrBadRequest.
+func (r *Record) Validate() error {
+	switch {
+	case len(r.Headers) > MaxHeaders:
+		return Errorf(ErrBadRequest, "%d headers, limit %d", len(r.Headers), MaxHeaders)
+	case len(r.Key) > MaxKeyBytes:
+		return Errorf(ErrBadRequest, "key of %d bytes, limit %d", len(r.Key), MaxKeyBytes)
+	case r.Delay < 0 || r.Delay > MaxDelay:
+		return Errorf(ErrBadRequest, "delay of %s, allowed are 0 to %s", r.Delay, MaxDelay)
+	}
+	for _, h := range r.Headers {
+		if len(h.Name) > MaxKeyBytes {
+			return Errorf(ErrBadRequest, "name of a header of %d bytes, limit %d", len(h.Name), MaxKeyBytes)
+		}
+	}
+	return nil
+}
+
+// maxMillis is the last moment that a record can name: the end of the year 9999.
+const maxMillis = 253_402_300_799_999
 
 // ErrBadRecord means that the records of a batch are not what its count says.
 var ErrBadRecord = errors.New("malformed record")
@@ -145,14 +172,18 @@ func DecodeRecord(p []byte) (r Record, rest []byte, err error) {
 	if flags&^recordKnown != 0 {
 		return Record{}, nil, fmt.Errorf("%w: unknown flags %#x", ErrBadRecord, flags)
 	}
-	r.Enqueued = time.UnixMilli(int64(d.uvarint()))
+	enqueued := d.uvarint()
+	if enqueued > maxMillis {
+		return Record{}, nil, fmt.Errorf("%w: enqueued at %d ms", ErrBadRecord, enqueued)
+	}
+	r.Enqueued = time.UnixMilli(int64(enqueued))
 	if flags&recordKey != 0 {
 		r.Key = d.string()
 	}
 	if flags&recordHeaders != 0 {
 		n := d.uvarint()
-		if n > maxHeaders {
-			return Record{}, nil, fmt.Errorf("%w: %d headers, limit %d", ErrBadRecord, n, maxHeaders)
+		if n > MaxHeaders {
+			return Record{}, nil, fmt.Errorf("%w: %d headers, limit %d", ErrBadRecord, n, MaxHeaders)
 		}
 		r.Headers = make([]HeaderField, 0, n)
 		for range n {
@@ -160,10 +191,14 @@ func DecodeRecord(p []byte) (r Record, rest []byte, err error) {
 		}
 	}
 	if flags&recordDelay != 0 {
-		r.Delay = time.Duration(d.uvarint()) * time.Millisecond
+		ms := d.uvarint()
+		if ms > uint64(MaxDelay.Milliseconds()) {
+			return Record{}, nil, fmt.Errorf("%w: delay of %d ms", ErrBadRecord, ms)
+		}
+		r.Delay = time.Duration(ms) * time.Millisecond
 	}
 	if d.bad {
-		return Record{}, nil, ErrBadRecord
+		return Record{}, nil, fmt.Errorf("%w: it ends early", ErrBadRecord)
 	}
 	r.Body = d.p
 	return r, rest, nil
