@@ -312,7 +312,7 @@ func (c *committer) writeBatches(plan []planned, mixed bool) (bytes int, err err
 		from = len(arena)
 		arena = append(b.AppendHeader(arena), b.Records...)
 		value := arena[from:len(arena):len(arena)]
-		if size+txnOverhead > in.db.MaxBatchSize() || count+2 >= in.db.MaxBatchCount() {
+		if size+txnOverhead > in.db.MaxBatchSize() || count+8 >= in.db.MaxBatchCount() {
 			if err := finish(0); err != nil {
 				return bytes, err
 			}
@@ -420,7 +420,7 @@ func (w *recordWriter) cost(r *request) (n int64) {
 }
 
 func (w *recordWriter) room(cost int64) error {
-	if w.count+2 < w.in.db.MaxBatchCount() && w.size+cost < w.in.db.MaxBatchSize()-txnOverhead {
+	if w.count+8 < w.in.db.MaxBatchCount() && w.size+cost < w.in.db.MaxBatchSize()-txnOverhead {
 		w.size += cost
 		w.count++
 		return nil

@@ -92,18 +92,15 @@ func (s *Store) keepOnce() error {
 	return s.mergeSmall()
 }
 
-// sparse is the part of live bytes below which a segment is emptied, and
-// sparseAge how long it must have been sealed: what is young often empties by itself.
-const (
-	sparse    = 0.25
-	sparseAge = 10 * time.Second
-)
+// sparse is the part of live bytes below which a segment is emptied, some time
+// after it was sealed: what is young often empties by itself.
+const sparse = 0.25
 
 func (s *Store) keepSegment(seg *segment) error {
 	s.index.mu.Lock()
 	sealed, summarised, recorded := seg.sealed, seg.summarised, seg.recorded
 	empty := seg.liveOffsets == 0
-	thin := float64(seg.liveBytes) < sparse*float64(seg.bytes) && time.Since(seg.sealedAt) > sparseAge
+	thin := float64(seg.liveBytes) < sparse*float64(seg.bytes) && time.Since(seg.sealedAt) > s.o.sparseAge
 	s.index.mu.Unlock()
 	switch {
 	case !sealed:

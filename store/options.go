@@ -118,7 +118,8 @@ type Options struct {
 	// what was not done by then is unknown (the kernel may have dropped it).
 	OnFailed func(error)
 
-	cut func(label string) // tests: called at each labelled step
+	cut       func(label string) // tests: called at each labelled step
+	sparseAge time.Duration      // tests: how long a sealed segment is left alone; default 10 s
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -169,6 +170,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.OnFailed == nil {
 		o.OnFailed = func(error) {}
+	}
+	if o.sparseAge == 0 {
+		o.sparseAge = 10 * time.Second
 	}
 	if o.cut == nil {
 		o.cut = func(string) {}

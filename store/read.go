@@ -136,14 +136,17 @@ func (r *reading) read(db *badger.DB, p piece) (err error) {
 		if run.From > at {
 			r.lose(p.segment, wire.Span(at, run.From))
 		}
-		size := int(item.EstimatedSize()) - batchKeyBytes
-		if len(r.batches) > 0 && size > r.left {
+		if len(r.batches) > 0 && r.left <= 0 {
 			r.full = true
 			return nil
 		}
 		stored, err := item.ValueCopy(nil)
 		if err != nil {
 			return err
+		}
+		if len(r.batches) > 0 && len(stored) > r.left {
+			r.full = true
+			return nil
 		}
 		at = run.To
 		b, err := checkBatch(item.Key(), stored)
