@@ -68,6 +68,11 @@ type Config struct {
 	// store's. Small segments give space back sooner and cost more files.
 	SegmentBytes int64
 
+	// MinFree is the free space in bytes below which enqueues are refused, and they are
+	// taken again above it; default: the store's, 1 GiB or two segments. Less uses a small
+	// disk better, and leaves less room for acks when it is full.
+	MinFree int64
+
 	// TLS names files in PEM. With it clients and nodes use TLS on the mesh port, and
 	// nodes prove who they are. Default: none, fit for loopback only.
 	TLS TLS
@@ -203,6 +208,9 @@ func (c Config) Validate() error {
 	}
 	if c.SegmentBytes < 0 {
 		bad("segment size is %d bytes", c.SegmentBytes)
+	}
+	if c.MinFree < 0 {
+		bad("free space to keep is %d bytes", c.MinFree)
 	}
 	if c.TLS.on() {
 		for _, f := range []struct{ what, file string }{{"cert", c.TLS.Cert}, {"key", c.TLS.Key}, {"ca", c.TLS.CA}} {

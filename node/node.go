@@ -139,7 +139,7 @@ func start(ctx context.Context, config Config, newMachine func(core.Config, core
 // in the inbox.
 func (n *Node) openStore() (*store.Recovered, error) {
 	s, recovered, err := store.Open(store.Options{
-		Dir: n.config.Data, Sync: n.config.Sync, SegmentBytes: n.config.SegmentBytes,
+		Dir: n.config.Data, Sync: n.config.Sync, SegmentBytes: n.config.SegmentBytes, MinFree: n.config.MinFree,
 		LazyPrefixes: [][]byte{{'r'}}, // retry records: the core scans them
 		Logger:       n.log, Registerer: n.registry,
 		OnDamage: func(p wire.PartitionID, l wire.Lane, runs wire.Runs) {
@@ -350,8 +350,8 @@ func (n *Node) run() {
 	linking.end()
 	looping.end()
 	reading.end()
+	n.config.Registry.Unregister(n.registry) // as it was registered: with the store's
 	err := n.store.Close()
-	n.config.Registry.Unregister(n.registry)
 
 	n.mu.Lock()
 	if n.err = n.cause; n.err == nil && err != nil {
