@@ -283,6 +283,7 @@ func TestReceiptsAreBound(t *testing.T) {
 			"counter": func(r *Receipt) { r.Term.Counter++ }, "term node": func(r *Receipt) { r.Term.Node++ },
 			"attempt": func(r *Receipt) { r.Attempt++ }, "producer": func(r *Receipt) { r.Producer++ },
 			"sequence": func(r *Receipt) { r.Sequence++ }, "MAC": func(r *Receipt) { r.MAC++ },
+			"serial": func(r *Receipt) { r.Serial++ },
 		} {
 			c := r
 			change(&c)

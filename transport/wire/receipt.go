@@ -7,8 +7,8 @@ import (
 )
 
 // Receipt names one delivery of a run of messages: what was delivered, to which
-// group, in which term, as which attempt. (Term, Attempt) grows with every
-// delivery of a message, so handlers may use it as a fencing token.
+// group, in which term, as which attempt. (Term, Serial) grows with every delivery
+// of a message, so handlers may use it as a fencing token.
 type Receipt struct {
 	Partition PartitionID
 	Group     GroupID
@@ -18,7 +18,8 @@ type Receipt struct {
 	Attempt   uint32 // 1 for the first delivery
 	Producer  ProducerID
 	Sequence  uint64 // of the first message of Run
-	MAC       uint64 // keyed checksum over all of the above
+	MAC       uint64 // keyed checksum over all the other fields
+	Serial    uint64 // number of the delivery in its term; no other has it
 }
 
 // Sign sets the keyed checksum. key is the mesh's secret.
@@ -37,10 +38,10 @@ func (r *Receipt) Sequences(runs Runs) Runs {
 }
 
 func (r *Receipt) sum(key uint64) uint64 {
-	var b [13 * 8]byte
+	var b [14 * 8]byte
 	for i, v := range [...]uint64{
 		key, uint64(r.Partition), uint64(r.Group), uint64(r.Lane.Node), r.Lane.Epoch, uint64(r.Run.From), uint64(r.Run.To),
-		r.Term.Counter, uint64(r.Term.Node), uint64(r.Attempt), uint64(r.Producer), r.Sequence, key,
+		r.Term.Counter, uint64(r.Term.Node), uint64(r.Attempt), uint64(r.Producer), r.Sequence, r.Serial, key,
 	} {
 		binary.BigEndian.PutUint64(b[i*8:], v)
 	}
