@@ -32,12 +32,14 @@ type checker struct {
 
 	messages map[msgKey]*sentMessage
 	order    []msgKey
-	holders  map[msgKey]uint64 // bits of hosts whose disk has it synced, or had it until it was done
-	acked    map[groupKey]int64
+	holders  map[msgKey]uint64  // bits of hosts whose disk has it synced, or had it until it was done
+	acked    map[groupKey]int64 // when an ack was confirmed
+	acking   map[groupKey]bool  // some consumer sent an ack: it may be kept without ever being confirmed
 	handed   map[groupKey][]*handout
-	first    map[groupKey]int64 // first delivery
+	first    map[groupKey]firstDelivery
 	highest  map[firstKey]uint64
-	owners   map[wire.PartitionID]map[int]ownership
+	owners   map[wire.PartitionID]map[int]ownership // by index of the host
+	owned    map[int][]core.Ownership
 	ownerAt  map[wire.PartitionID]int64 // when there was last an owner, or no majority that could have one
 	waiting  map[*host][]waiting
 	handover map[termKey]bool
@@ -45,7 +47,6 @@ type checker struct {
 	idle  bool // no check of P2live: the mesh is not set up yet
 	stats struct{ deliveries, again, acks, confirms, takeovers, dropped int }
 	terms map[wire.PartitionID]wire.Term
-	gaps  []int64 // without a valid owner, in ns
 }
 
 type sentMessage struct {
@@ -54,6 +55,15 @@ type sentMessage struct {
 	body      string
 	at        int64
 	confirmed int64 // 0: not yet
+}
+
+// firstDelivery is when a message was first delivered to a group. What one step of
+// the owner hands to different consumers has no order.
+type firstDelivery struct {
+	at   int64
+	step int
+	to   *conn
+	sub  uint64
 }
 
 type firstKey struct {
@@ -77,6 +87,7 @@ type handout struct {
 	at      int64
 	until   int64 // while the lease surely runs by the owner's clock
 	resumed map[int]*conn
+	via     *conn // from the owner to the relay; nil: none
 }
 
 type ownership struct {
@@ -92,9 +103,9 @@ type waiting struct {
 
 func newChecker(w *world) *checker {
 	return &checker{
-		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, acked: map[groupKey]int64{},
-		handed: map[groupKey][]*handout{}, first: map[groupKey]int64{}, highest: map[firstKey]uint64{},
-		owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
+		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
+		handed: map[groupKey][]*handout{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
+		owned: map[int][]core.Ownership{}, owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
 		waiting: map[*host][]waiting{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{},
 	}
 }
@@ -146,14 +157,16 @@ func (k *checker) expect(h *host, id core.ReqID, r *request) {
 		limit += second / 2
 	}
 	r.deadline = k.w.now + limit
+	r.members = len(h.core.Table().Members)
 	k.waiting[h] = append(k.waiting[h], waiting{id, r})
 }
 
 func (k *checker) crashed(h *host) {
 	delete(k.waiting, h)
-	for _, o := range k.owners {
-		delete(o, h.index)
+	for _, o := range k.owned[h.index] {
+		delete(k.owners[o.Partition], h.index)
 	}
+	delete(k.owned, h.index)
 }
 
 // deadlines looks for requests that were not answered in time. A node that stood
@@ -183,7 +196,9 @@ func (k *checker) deadlines(h *host) {
 func keyOf(m wire.Message) msgKey {
 	switch m := m.(type) {
 	case *wire.Enqueue:
-		return msgKey{m.Producer, m.Sequence}
+		if m != nil {
+			return msgKey{m.Producer, m.Sequence}
+		}
 	case *wire.Settle:
 		if len(m.Items) > 0 {
 			r := &m.Items[0].Receipt
@@ -212,7 +227,7 @@ func (k *checker) replied(h *host, r *request, answer wire.Message) {
 				return
 			}
 			if s := k.messages[mk]; s != nil {
-				want := min(int(s.q.entry.Settings.WriteQuorum), len(h.core.Table().Members))
+				want := min(int(s.q.entry.Settings.WriteQuorum), r.members)
 				if int(e.Want) < want {
 					k.w.fail("P1", mk, "%s confirms %s and wants %d copies, of %d", h.name, k.about(mk), e.Want, want)
 					return
@@ -287,7 +302,7 @@ func (k *checker) pushing(h *host, c *conn, msg wire.Message) {
 		for i := range m.Deliveries {
 			d := &m.Deliveries[i]
 			for o := d.Receipt.Run.From; o < d.Receipt.Run.To; o++ {
-				k.delivering(h, c, d, o)
+				k.delivering(h, c, m.Sub, d, o)
 				if k.w.failure != nil {
 					return
 				}
@@ -296,7 +311,7 @@ func (k *checker) pushing(h *host, c *conn, msg wire.Message) {
 	}
 }
 
-func (k *checker) delivering(h *host, c *conn, d *wire.Delivery, o wire.Offset) {
+func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o wire.Offset) {
 	r := &d.Receipt
 	m := msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}
 	g := groupKey{r.Group, m}
@@ -317,12 +332,12 @@ func (k *checker) delivering(h *host, c *conn, d *wire.Delivery, o wire.Offset) 
 			return
 		}
 		if _, again := k.first[g]; !again {
-			k.first[g] = now
+			k.first[g] = firstDelivery{now, k.w.steps, c, sub}
 			f := firstKey{r.Group, m.producer, r.Partition}
 			if last := k.highest[f]; last > m.sequence+1 {
 				later := msgKey{m.producer, last - 1}
-				if at := k.first[groupKey{r.Group, later}]; at-k.messages[later].at < 29*second {
-					k.w.fail("P5", m, "%s first delivers %s to %s, after %s was first delivered %d ms ago", h.name, k.about(m), k.w.names.group(r.Group), k.about(later), (now-at)/millisecond)
+				if x := k.first[groupKey{r.Group, later}]; (x.step != k.w.steps || x.to == c && x.sub == sub) && x.at-k.messages[later].at < 29*second {
+					k.w.fail("P5", m, "%s first delivers %s to %s, after %s was first delivered %d ms ago", h.name, k.about(m), k.w.names.group(r.Group), k.about(later), (now-x.at)/millisecond)
 					return
 				}
 			}
@@ -336,6 +351,16 @@ func (k *checker) delivering(h *host, c *conn, d *wire.Delivery, o wire.Offset) 
 	n := &handout{conn: c, owner: h, term: r.Term, attempt: r.Attempt, at: now, until: now + int64(d.Lease)*millisecond*95/100, resumed: map[int]*conn{}}
 	if c.from.client != nil {
 		n.client = c.from
+	}
+	if relayed { // the lease runs from when the owner gave it to the relay
+		for _, x := range k.handed[g] {
+			if x.client == nil && x.term == r.Term && x.attempt == r.Attempt {
+				n.via, n.until = x.conn, x.until
+			}
+		}
+		if n.via == nil {
+			return
+		}
 	}
 	k.handed[g] = append(k.prune(k.handed[g]), n)
 }
@@ -360,7 +385,7 @@ func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
 	if top == nil || to != nil && top.client == to.from {
 		return
 	}
-	same := top.term == r.Term && !top.conn.dead && top.conn.up[0] && top.conn.up[1]
+	same := top.term == r.Term && !top.conn.dead && top.conn.up[0] && top.conn.up[1] && (top.via == nil || !top.via.dead)
 	back := false
 	if c := top.resumed[h.index]; c != nil && !c.dead && c.up[0] && c.up[1] && h.in[c.id] == c {
 		back = true
@@ -438,22 +463,24 @@ func (k *checker) requested(h *host, id core.ConnID, msg wire.Message) {
 
 // stepped is called after each step of a node: at most one valid lease per partition.
 func (k *checker) stepped(h *host) {
-	for _, o := range h.core.Ownerships() {
+	owned := h.core.Ownerships()
+	if slices.Equal(owned, k.owned[h.index]) {
+		return
+	}
+	for _, o := range k.owned[h.index] {
+		delete(k.owners[o.Partition], h.index)
+	}
+	k.owned[h.index] = owned
+	for _, o := range owned {
 		until := h.worldTime(o.Until)
-		if until <= k.w.now {
-			continue
-		}
 		m := k.owners[o.Partition]
 		if m == nil {
 			m = map[int]ownership{}
 			k.owners[o.Partition] = m
 		}
-		if old, ok := m[h.index]; ok && old.term == o.Term && old.until == until {
-			continue
-		}
-		for i, other := range m {
-			x := k.w.hosts[i]
-			if i != h.index && other.until > k.w.now && x.running && x.life == other.life {
+		for _, x := range k.w.nodes() {
+			other, ok := m[x.index]
+			if ok && until > k.w.now && other.until > k.w.now && x.running && x.life == other.life {
 				k.w.fail("two owners", msgKey{}, "%s owns %s in term %s, and %s owns it in term %s for %d ms more", h.name, k.w.names.partition(o.Partition),
 					k.w.names.term(o.Term), x.name, k.w.names.term(other.term), (other.until-k.w.now)/millisecond)
 				return
@@ -464,11 +491,6 @@ func (k *checker) stepped(h *host) {
 			k.stats.takeovers++
 		}
 		m[h.index] = ownership{o.Term, until, h.life}
-	}
-	for p, m := range k.owners {
-		if o, ok := m[h.index]; ok && !slices.ContainsFunc(h.core.Ownerships(), func(x core.Ownership) bool { return x.Partition == p && x.Term == o.term }) {
-			delete(m, h.index)
-		}
 	}
 }
 
@@ -543,7 +565,8 @@ func (k *checker) good(a, b *host) bool {
 	return a.outTo(b.id) != nil && b.outTo(a.id) != nil
 }
 
-// settled is the end: every confirmed message was delivered and acked (P2).
+// unacked are the confirmed messages that nobody acked. What was acked and not
+// confirmed is done or comes again: converged sees to it.
 func (k *checker) unacked() []groupKey {
 	var out []groupKey
 	for _, m := range k.order {
@@ -553,7 +576,7 @@ func (k *checker) unacked() []groupKey {
 		}
 		for _, g := range s.q.entry.Groups {
 			gk := groupKey{wire.Group(g.Name, g.Generation), m}
-			if k.acked[gk] == 0 {
+			if k.acked[gk] == 0 && !k.acking[gk] {
 				out = append(out, gk)
 			}
 		}
@@ -569,8 +592,8 @@ func (k *checker) delivered() {
 	g := left[0]
 	s := k.messages[g.key]
 	what := "was never delivered"
-	if at, ok := k.first[g]; ok {
-		what = fmt.Sprintf("was first delivered %d ms ago, and is not acked", (k.w.now-at)/millisecond)
+	if x, ok := k.first[g]; ok {
+		what = fmt.Sprintf("was first delivered %d ms ago, and is not acked", (k.w.now-x.at)/millisecond)
 	}
 	owner := "nobody"
 	if h := k.owner(s.partition); h != nil {

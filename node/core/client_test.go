@@ -515,7 +515,7 @@ func (c *consumer) take(s *subscription, d *wire.Delivery) {
 			s.released++
 			continue
 		}
-		for _, old := range c.held { // a newer delivery of the same message replaces the older
+		for _, old := range slices.Clone(c.held) { // a newer delivery of the same message replaces the older
 			if old.key == h.key && !old.over && !old.acking {
 				c.end(old)
 			}
@@ -577,6 +577,7 @@ func (c *consumer) end(h *holding) {
 func (c *consumer) settle(h *holding, kind wire.Settling) {
 	if kind == wire.SettleAck {
 		h.acking = true
+		c.w.check.acking[groupKey{h.receipt.Group, h.key}] = true
 	}
 	if kind == wire.SettleNack || kind == wire.SettleRelease {
 		c.w.check.ended(c, h) // it does not work on it any more

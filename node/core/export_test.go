@@ -24,7 +24,9 @@ func (c *Core) Ownerships() []Ownership {
 }
 
 // Repairing tells whether this node counts for nothing in a partition.
-func (c *Core) Repairing(id wire.PartitionID) bool { return c.parts[id] != nil && c.parts[id].repairing }
+func (c *Core) Repairing(id wire.PartitionID) bool {
+	return c.parts[id] != nil && c.parts[id].repairing
+}
 
 // RememberedCommit is the highest commit number that this node remembers of another.
 func (c *Core) RememberedCommit(id ring.NodeID) uint64 {

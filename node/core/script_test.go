@@ -95,7 +95,7 @@ func runScript(in string) (string, error) {
 	s.observe = s.frame
 	s.noted = func(h *host, n core.Note) {
 		if n.Level >= core.NoteInfo {
-			s.line("%s note %s: %s", h.name, strings.TrimSpace(s.names.partition(n.Partition)+" "+n.Text), n.Detail)
+			s.line("%s note %s: %s", h.name, strings.TrimSpace(s.names.partition(n.Partition)+" "+n.Text), s.named(n.Detail))
 		}
 	}
 	var out strings.Builder
@@ -179,6 +179,14 @@ func (s *script) frame(c *conn, dir int, f frame, lost bool) {
 		text += "  lost"
 	}
 	s.line("%s -> %s %s", from.name, to.name, text)
+}
+
+// named puts the names of nodes where a text has their IDs.
+func (s *script) named(text string) string {
+	for _, n := range s.all {
+		text = strings.ReplaceAll(text, s.hosts[n].id.String(), n)
+	}
+	return text
 }
 
 func (s *script) replicas() int {
@@ -416,6 +424,8 @@ func (s *script) make(words []string) {
 		s.hosts[words[i]] = s.addNode(words[i], id)
 	}
 	s.all = words
+	s.names.partitions[wire.Partition("photos", 1, 0)] = "photos/0"
+	s.names.groups[wire.Group("default", 1)] = "default"
 	s.hosts[words[0]].founder = true
 	s.admin = s.newAdmin()
 }

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -223,7 +224,7 @@ func (s *swarm) play() {
 	s.heal()
 	if !s.until(90*second, 250*millisecond, s.quiet) {
 		for _, p := range s.producers {
-			if !p.done {
+			if !p.done && p.batch != nil {
 				s.fail("P6", keyOf(p.batch), "%s cannot get %s confirmed for %d s after all has healed", p.h.name, s.describe(p.batch), 90)
 				return
 			}
@@ -441,14 +442,12 @@ func (s *swarm) cutFor(a, b *host, both bool, d int64) {
 		s.cut(b, a)
 	}
 	s.after(d, func() {
-		s.heal1(a, b)
+		s.world.heal(a, b)
 		if both {
-			s.heal1(b, a)
+			s.world.heal(b, a)
 		}
 	})
 }
-
-func (s *swarm) heal1(a, b *host) { s.world.heal(a, b) }
 
 // split makes two halves of everything, clients too.
 func (s *swarm) split(d int64) {
@@ -474,7 +473,7 @@ func (s *swarm) split(d int64) {
 	}
 	s.after(d, func() {
 		for _, u := range undo {
-			s.heal1(u[0], u[1])
+			s.world.heal(u[0], u[1])
 		}
 	})
 }
@@ -537,8 +536,10 @@ func (s *swarm) amnesia(h *host) {
 func (s *swarm) heal() {
 	s.say("heal")
 	s.net.late, s.disks.stall = 0, 0
-	for k, l := range s.sortedLinks() {
-		_ = k
+	for _, c := range s.consumers { // and catch up
+		c.hold, c.acks, c.window = min(c.hold, 20*millisecond), 100, max(c.window, 16)
+	}
+	for _, l := range s.sortedLinks() {
 		l.l.slow = 0
 		for l.l.cut > 0 {
 			s.world.heal(s.hosts[l.at[0]], s.hosts[l.at[1]])
@@ -621,10 +622,28 @@ func (s *swarm) guard() {
 	defer func() {
 		if r := recover(); r != nil {
 			s.failure = nil
-			s.fail("panic", msgKey{}, "%v", r)
+			s.fail("panic", msgKey{}, "%v\n%s", r, panicked(string(debug.Stack())))
 		}
 	}()
 	s.play()
+}
+
+// panicked is where, out of a stack: the functions of the core below the panic.
+func panicked(stack string) string {
+	lines := strings.Split(stack, "\n")
+	var out []string
+	below := false
+	for _, l := range lines {
+		if strings.HasPrefix(l, "panic(") {
+			below = true
+		}
+		if below && strings.Contains(l, "/node/core/") && len(out) < 8 {
+			where, _, _ := strings.Cut(strings.TrimSpace(l), " +")
+			where = where[strings.LastIndex(where, "/")+1:]
+			out = append(out, where)
+		}
+	}
+	return strings.Join(out, " < ")
 }
 
 // record keeps the trace.

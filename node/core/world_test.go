@@ -232,7 +232,8 @@ type request struct {
 	number   uint64 // of the asking side
 	msg      wire.Message
 	arrived  int64
-	deadline int64 // world time; 0: none
+	deadline int64 // world time
+	members  int   // of the ring, when it arrived
 	answered bool
 }
 
