@@ -22,6 +22,7 @@ type machine interface {
 	CatalogVersion() uint64
 	Commit() uint64
 	Ready() bool
+	Stats() core.Stats
 }
 
 // facts is what other goroutines may know of the machine: a copy that the loop

@@ -1,9 +1,15 @@
 package node
 
 import (
+	"context"
 	"runtime"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshq/meshq/node/core"
+	"github.com/meshq/meshq/transport/wire"
 )
 
 // meter has the metrics of the shell itself. Those of the protocol come from the core
@@ -59,7 +65,7 @@ func labelled(name, help, label, value string, f func() float64) prometheus.Coll
 
 // measure registers the metrics of the node; the error names one that is there already.
 func (n *Node) measure() error {
-	all := append(n.meter.collectors(),
+	all := append(n.meter.collectors(), &collector{loop: n.loop},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "meshq_build_info", Help: "The program that runs; always 1.",
 			ConstLabels: prometheus.Labels{"version": n.config.Version, "go": runtime.Version()},
@@ -141,4 +147,109 @@ func (n *Node) memberCounts() (alive, dead int) {
 		}
 	}
 	return alive, dead
+}
+
+// collector brings the counters of the core to a scrape. It asks the loop, for scrapeWait
+// at most; when the loop is busy for longer, the numbers are those of the scrape before.
+type collector struct {
+	loop *loop
+
+	mu   sync.Mutex // last
+	last core.Stats
+}
+
+const scrapeWait = 500 * time.Millisecond
+
+// stat is one metric of the core.
+type stat struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(*core.Stats) uint64
+}
+
+func newStat(kind prometheus.ValueType, name, help string, value func(*core.Stats) uint64) stat {
+	return stat{prometheus.NewDesc(name, help, nil, nil), kind, value}
+}
+
+// stats are all metrics of the core but deliveries.
+var stats = []stat{
+	newStat(prometheus.CounterValue, "meshq_messages_enqueued_total", "Messages accepted into lanes of this node.",
+		func(s *core.Stats) uint64 { return s.Accepted }),
+	newStat(prometheus.CounterValue, "meshq_messages_confirmed_total", "Messages accepted here and synced on their write quorum.",
+		func(s *core.Stats) uint64 { return s.Confirmed }),
+	newStat(prometheus.CounterValue, "meshq_messages_unknown_total", "Messages accepted here whose write quorum was not reached in time.",
+		func(s *core.Stats) uint64 { return s.Unknown }),
+	newStat(prometheus.CounterValue, "meshq_enqueues_repeated_total", "Requests to enqueue a batch that was here already.",
+		func(s *core.Stats) uint64 { return s.Repeated }),
+	newStat(prometheus.CounterValue, "meshq_messages_duplicate_total", "Messages found at a second position.",
+		func(s *core.Stats) uint64 { return s.Duplicates }),
+	newStat(prometheus.CounterValue, "meshq_acks_total", "Messages whose ack this node confirmed.",
+		func(s *core.Stats) uint64 { return s.Acked }),
+	newStat(prometheus.CounterValue, "meshq_nacks_total", "Messages that consumers gave back to this node.",
+		func(s *core.Stats) uint64 { return s.Nacked }),
+	newStat(prometheus.CounterValue, "meshq_deliveries_resumed_total", "Deliveries of an earlier owner that their consumers kept.",
+		func(s *core.Stats) uint64 { return s.Resumed }),
+	newStat(prometheus.CounterValue, "meshq_takeovers_total", "Ownerships of partitions that began at this node.",
+		func(s *core.Stats) uint64 { return s.Takeovers }),
+	newStat(prometheus.CounterValue, "meshq_order_wait_expired_total", "Batches handed out without the one before them of their producer.",
+		func(s *core.Stats) uint64 { return s.OrderWaitExpired }),
+	newStat(prometheus.CounterValue, "meshq_hints_handed_off_total", "Batches kept for home replicas and given to them.",
+		func(s *core.Stats) uint64 { return s.HintsHandedOff }),
+	newStat(prometheus.CounterValue, "meshq_damage_found_total", "Times that damaged state was found and set aside.",
+		func(s *core.Stats) uint64 { return s.Damaged }),
+	newStat(prometheus.GaugeValue, "meshq_hints", "Batches kept for home replicas that could not be reached.",
+		func(s *core.Stats) uint64 { return s.Hints }),
+	newStat(prometheus.GaugeValue, "meshq_partitions", "Partitions of which this node keeps something.",
+		func(s *core.Stats) uint64 { return s.Partitions }),
+	newStat(prometheus.GaugeValue, "meshq_partitions_owned", "Partitions that this node hands out now.",
+		func(s *core.Stats) uint64 { return s.Owned }),
+	newStat(prometheus.GaugeValue, "meshq_partitions_repairing", "Partitions that this node does not count for until repaired.",
+		func(s *core.Stats) uint64 { return s.Repairing }),
+	newStat(prometheus.GaugeValue, "meshq_messages_in_flight", "Messages handed out by this node and not settled.",
+		func(s *core.Stats) uint64 { return s.InFlight }),
+	newStat(prometheus.GaugeValue, "meshq_messages_retrying", "Messages in memory that wait for their next delivery.",
+		func(s *core.Stats) uint64 { return s.Retrying }),
+	newStat(prometheus.GaugeValue, "meshq_pending_bytes", "Bytes of batches that wait for their write quorum.",
+		func(s *core.Stats) uint64 { return s.PendingBytes }),
+	newStat(prometheus.GaugeValue, "meshq_cache_bytes", "Bytes of recent batches kept for delivery.",
+		func(s *core.Stats) uint64 { return s.CacheBytes }),
+	newStat(prometheus.GaugeValue, "meshq_subscriptions", "Subscriptions of consumers at this node.",
+		func(s *core.Stats) uint64 { return s.Subs }),
+}
+
+// causes are the names of wire.Cause as a label.
+var causes = [core.Causes]string{
+	wire.CauseNone: "first", wire.CauseNack: "nack", wire.CauseLease: "lease_ran_out", wire.CauseConsumer: "consumer_gone",
+	wire.CauseTakeover: "takeover", wire.CauseReleased: "released",
+}
+
+var deliveries = prometheus.NewDesc("meshq_deliveries_total", "Messages handed out, by why: first, or why again.", []string{"cause"}, nil)
+
+// Describe lists the metrics.
+func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	out <- deliveries
+	for _, s := range stats {
+		out <- s.desc
+	}
+}
+
+// Collect gives the numbers.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeWait)
+	defer cancel()
+	got := make(chan core.Stats, 1)
+	c.loop.ask(ctx, func(m machine) { got <- m.Stats() })
+	c.mu.Lock()
+	select {
+	case c.last = <-got:
+	default:
+	}
+	now := c.last
+	c.mu.Unlock()
+	for cause, name := range causes {
+		out <- prometheus.MustNewConstMetric(deliveries, prometheus.CounterValue, float64(now.Delivered[cause]), name)
+	}
+	for _, s := range stats {
+		out <- prometheus.MustNewConstMetric(s.desc, s.kind, float64(s.value(&now)))
+	}
 }

@@ -56,7 +56,7 @@ func (f *fake) Table() ring.Table      { return f.table }
 func (f *fake) CatalogVersion() uint64 { return 7 }
 func (f *fake) Commit() uint64         { return 0 }
 func (f *fake) Ready() bool            { return f.ready }
-func (f *fake) Stats() core.Stats      { return core.Stats{} }
+func (f *fake) Stats() core.Stats      { return core.Stats{Hints: 5} }
 
 // shell is a node around a fake machine.
 type shell struct {
@@ -724,7 +724,7 @@ func TestMetrics(t *testing.T) {
 	for _, f := range families {
 		names[f.GetName()] = true
 	}
-	for _, want := range []string{"meshq_build_info", "meshq_ready", "meshq_members", "meshq_peers", "meshq_connections", "meshq_loop_batch_seconds"} {
+	for _, want := range []string{"meshq_build_info", "meshq_ready", "meshq_members", "meshq_peers", "meshq_connections", "meshq_loop_batch_seconds", "meshq_deliveries_total", "meshq_hints", "meshq_store_commits_total"} {
 		if !names[want] {
 			t.Errorf("no metric %s", want)
 		}
