@@ -23,6 +23,7 @@ type ask struct {
 	pending   int // tries that are not answered
 	patientTo Instant
 	holdUntil Instant
+	pinned    bool // a node said that it has too much: wait
 	over      bool
 	doubts    int   // nodes that do not know the queue
 	err       error // of the last try
@@ -68,7 +69,7 @@ func (c *Core) drive(now Instant, a *ask) {
 	} else {
 		l = c.anyLink(now, a.tried)
 		if l == nil {
-			if len(a.tried) > 0 && a.pending == 0 { // all have been asked
+			if len(a.tried) > 0 && a.pending == 0 && a.doubts == 0 { // all have been asked
 				a.round++
 				clear(a.tried)
 				c.holdAsk(now, a)
@@ -78,6 +79,7 @@ func (c *Core) drive(now Instant, a *ask) {
 		}
 	}
 	a.tried[l.id] = true
+	a.pinned = false
 	a.pending++
 	a.patientTo = now.Add(askPatience)
 	c.at(a.patientTo, func(now Instant) { c.drive(now, a) })
@@ -163,6 +165,7 @@ func (c *Core) tried(now Instant, a *ask, msg wire.Message) {
 	if e.Code == wire.CodeOverloaded || e.Code == wire.CodeDiskFull { // not elsewhere
 		clear(a.tried)
 		a.round++
+		a.pinned = true
 		a.holdUntil = now.Add(max(e.Wait(), c.backoff(a.round, backoffMin, backoffMax)))
 		c.at(a.holdUntil, func(now Instant) { c.drive(now, a) })
 		return

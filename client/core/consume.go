@@ -65,14 +65,16 @@ type handout struct {
 	rest      []byte      // records of what is buffered
 	out       wire.Runs   // taken by the program
 	settling  wire.Runs   // settled by the program, not answered by the owner
+	acking    wire.Runs   // of them, those that are acked
 	lost      bool        // others may have it
 	acks      *settlement // not sent yet: takes more acks of this handout
 }
 
-// held is what the consumer still has in hand, as an owner sees it.
+// held is what an owner is to know as in the hands of the consumer: an ack that is not
+// confirmed too, but not what was given back.
 func (h *handout) held() wire.Runs {
 	held := h.out.Clone()
-	held.AddAll(h.settling)
+	held.AddAll(h.acking)
 	held.Add(wire.Span(h.at, h.receipt.Run.To))
 	return held
 }
@@ -90,9 +92,9 @@ func (c *Core) openConsumer(now Instant, ev OpenConsumer) {
 	c.consumers[s.key] = s
 	c.consumerOrder = append(c.consumerOrder, s)
 	q.opening = append(q.opening, s)
-	c.at(ev.Until, func(Instant) {
+	c.at(ev.Until, func(now Instant) {
 		if s.ticket != nil {
-			s.fail(c, ErrUnreachable)
+			s.fail(c, now, ErrUnreachable)
 		}
 	})
 	if q.entry != nil && c.ring != nil && hasGroup(q.entry, s.group) {
@@ -109,7 +111,7 @@ func (c *Core) opened(now Instant, s *consumer) {
 		return // given up in the meantime
 	}
 	if !hasGroup(s.queue.entry, s.group) {
-		s.fail(c, wire.ErrNoGroup)
+		s.fail(c, now, wire.ErrNoGroup)
 		return
 	}
 	s.opened, s.lastWant = true, now
@@ -120,12 +122,12 @@ func (c *Core) opened(now Instant, s *consumer) {
 }
 
 // fail ends a consumer that cannot go on; all its Receives answer err from now on.
-func (s *consumer) fail(c *Core, err error) {
+func (s *consumer) fail(c *Core, now Instant, err error) {
 	s.queue.opening = slices.DeleteFunc(s.queue.opening, func(o *consumer) bool { return o == s })
 	if s.ticket != nil {
 		c.emit(ConsumerOpened{Ticket: s.ticket, Err: err})
 		s.ticket = nil
-		c.dropConsumer(s)
+		c.dropConsumer(now, s)
 		return
 	}
 	if s.err == nil && !s.closing {
@@ -145,7 +147,7 @@ func (s *consumer) answerAll(c *Core, err error) {
 // cancel answers a ticket of this consumer.
 func (s *consumer) cancel(c *Core, now Instant, ticket Ticket) bool {
 	if s.ticket != nil && s.ticket == ticket {
-		s.fail(c, ErrCanceled)
+		s.fail(c, now, ErrCanceled)
 		return true
 	}
 	for i, r := range s.receives {
@@ -303,9 +305,14 @@ func forgetSub(b *sub) {
 	b.link.subs = slices.DeleteFunc(b.link.subs, func(o *sub) bool { return o == b })
 }
 
+// demands tells whether a node may hand out more, or something was not taken yet.
+func (s *consumer) demands() bool {
+	return s.buffered > 0 || slices.ContainsFunc(s.subs, func(b *sub) bool { return b.credit > b.delivered })
+}
+
 // calm withdraws the demand of a consumer when nobody has waited for a while.
 func (c *Core) calm(now Instant, s *consumer) {
-	if len(s.receives) > 0 || s.closing || s.err != nil || s.idle > 24*time.Hour || len(s.subs) == 0 && s.buffered == 0 {
+	if len(s.receives) > 0 || s.closing || s.err != nil || s.idle > 24*time.Hour || !s.demands() {
 		return
 	}
 	if due := s.lastWant.Add(s.idle); now < due {
@@ -316,6 +323,17 @@ func (c *Core) calm(now Instant, s *consumer) {
 		c.unsubscribe(now, s.subs[0])
 	}
 	c.releaseBuffer(now, s)
+	c.attach(now, s)
+}
+
+// attach gives what is in hand a sub without demand, so that the nodes know whose it is
+// and deliver it again at once when the connection ends.
+func (c *Core) attach(now Instant, s *consumer) {
+	for _, h := range s.inOrder() {
+		if len(h.out) > 0 && h.link.state == linkUp {
+			c.subOn(now, s, h.link, 0)
+		}
+	}
 }
 
 // deliver takes in what a node hands out.
@@ -520,7 +538,7 @@ func (c *Core) endConsumer(now Instant, s *consumer, ticket Ticket, until Instan
 		s.taken = TakenRelease
 	}
 	if s.ticket != nil {
-		s.fail(c, ErrClosed)
+		s.fail(c, now, ErrClosed)
 		return
 	}
 	if !s.closing {
@@ -530,6 +548,9 @@ func (c *Core) endConsumer(now Instant, s *consumer, ticket Ticket, until Instan
 			c.unsubscribe(now, s.subs[0])
 		}
 		c.releaseBuffer(now, s)
+		if s.taken == TakenKeep {
+			c.attach(now, s)
+		}
 	}
 	if s.taken == TakenRelease {
 		for _, h := range s.inOrder() {
@@ -546,9 +567,9 @@ func (c *Core) endConsumer(now Instant, s *consumer, ticket Ticket, until Instan
 		}
 	}
 	if until < now.Add(24*time.Hour) {
-		c.at(until, func(Instant) {
+		c.at(until, func(now Instant) {
 			if c.consumers[s.key] == s {
-				c.dropConsumer(s)
+				c.dropConsumer(now, s)
 			}
 		})
 	}
@@ -566,7 +587,7 @@ func (s *consumer) inOrder() []*handout {
 }
 
 // checkClosed ends a closing consumer of which nothing is under way.
-func (c *Core) checkClosed(_ Instant, s *consumer) {
+func (c *Core) checkClosed(now Instant, s *consumer) {
 	if !s.closing || c.consumers[s.key] != s {
 		return
 	}
@@ -575,11 +596,11 @@ func (c *Core) checkClosed(_ Instant, s *consumer) {
 			return
 		}
 	}
-	c.dropConsumer(s)
+	c.dropConsumer(now, s)
 }
 
 // dropConsumer forgets a consumer and all it holds.
-func (c *Core) dropConsumer(s *consumer) {
+func (c *Core) dropConsumer(now Instant, s *consumer) {
 	delete(c.consumers, s.key)
 	c.consumerOrder = slices.DeleteFunc(c.consumerOrder, func(o *consumer) bool { return o == s })
 	s.queue.consumers = slices.DeleteFunc(s.queue.consumers, func(o *consumer) bool { return o == s })
@@ -588,7 +609,7 @@ func (c *Core) dropConsumer(s *consumer) {
 	}
 	clear(s.holding)
 	for len(s.subs) > 0 {
-		forgetSub(s.subs[0])
+		c.unsubscribe(now, s.subs[0])
 	}
 	s.closing = true
 	c.emit(ConsumerClosed{Consumer: s.key, Ticket: s.closeTicket})
@@ -659,7 +680,7 @@ func (c *Core) resume(now Instant, p *partition, node ring.NodeID) {
 	}
 }
 
-// resumeTo sends Resume for the handouts that match, at most maxSettleItems in a frame.
+// resumeTo sends Resume for the handouts that match, at most maxResumeItems in a frame.
 func (c *Core) resumeTo(now Instant, b *sub, match func(*handout) bool) {
 	s := b.consumer
 	var held []wire.Held
@@ -678,7 +699,7 @@ func (c *Core) resumeTo(now Instant, b *sub, match func(*handout) bool) {
 		}
 		if runs := h.held(); len(runs) > 0 {
 			left := uint32(h.until.Sub(now).Milliseconds())
-			if held = append(held, wire.Held{Receipt: *h.receipt, Runs: runs, Left: left}); len(held) == maxSettleItems {
+			if held = append(held, wire.Held{Receipt: *h.receipt, Runs: runs, Left: left}); len(held) == maxResumeItems {
 				flush()
 			}
 		}

@@ -41,6 +41,7 @@ const (
 	idleLink       = 60 * time.Second // a link that nothing was asked of is hung up
 	maxBatchBytes  = 1 << 20
 	maxSettleItems = 1024
+	maxResumeItems = 16_384    // a node takes a Resume for the whole of what is held of a partition
 	maxBuffered    = 256 << 20 // bytes of one consumer's messages that were not taken yet
 )
 
@@ -147,7 +148,7 @@ func (c *Core) Step(now Instant, ev Event) []Effect {
 		panic(fmt.Sprintf("core: unknown event %T", ev))
 	}
 	if c.closing && !c.closed && c.idle() {
-		c.end()
+		c.end(now)
 	}
 	return c.take()
 }
@@ -203,9 +204,9 @@ func (c *Core) close(now Instant, ev Close) {
 	for _, s := range append([]*consumer(nil), c.consumerOrder...) {
 		c.endConsumer(now, s, nil, ev.Until)
 	}
-	c.at(ev.Until, func(Instant) {
+	c.at(ev.Until, func(now Instant) {
 		if !c.closed {
-			c.end()
+			c.end(now)
 		}
 	})
 }
@@ -226,7 +227,7 @@ func (c *Core) idle() bool {
 }
 
 // end answers all who wait and closes.
-func (c *Core) end() {
+func (c *Core) end(now Instant) {
 	c.closed = true
 	for _, q := range c.queueOrder {
 		c.failQueue(q, ErrClosed)
@@ -237,8 +238,10 @@ func (c *Core) end() {
 	c.abandonSettles()
 	for len(c.consumerOrder) > 0 {
 		s := c.consumerOrder[0]
-		s.fail(c, ErrClosed)
-		c.dropConsumer(s)
+		s.fail(c, now, ErrClosed)
+		if c.consumers[s.key] == s {
+			c.dropConsumer(now, s)
+		}
 	}
 	for _, l := range c.links {
 		if l.state != linkIdle {

@@ -129,13 +129,16 @@ func (c *Core) linkUp(now Instant, ev LinkUp) {
 	}
 	l.connection++
 	c.watch(now, l, l.connection)
-	c.kick(now, true)
+	c.kick(now, l)
 }
 
-// kick gives all that waits for a link another look; when one has come up, batches
-// that wait for their next round begin it now.
-func (c *Core) kick(now Instant, up bool) {
+// kick gives all that waits for a link another look. up is one that has come up, if
+// that is why: batches that wait for their next round may go there at once.
+func (c *Core) kick(now Instant, up *link) {
 	for _, a := range append([]*ask(nil), c.asks...) {
+		if up != nil && !a.pinned {
+			a.holdUntil = min(a.holdUntil, now)
+		}
 		c.drive(now, a)
 	}
 	for _, s := range c.consumerOrder {
@@ -144,9 +147,9 @@ func (c *Core) kick(now Instant, up bool) {
 	c.retrySettles(now, nil)
 	for _, q := range c.queueOrder {
 		for _, p := range q.partitions {
-			if b := p.batch; up && b != nil && b.pinned == nil {
+			if b := p.batch; up != nil && b != nil && b.pinned == nil {
 				b.holdUntil = min(b.holdUntil, now)
-				clear(b.tried)
+				delete(b.tried, up.id)
 			}
 			c.pump(now, p)
 		}
@@ -173,6 +176,8 @@ func (c *Core) linkDown(now Instant, l *link, err error) {
 			l.used = used // redialing is no use
 		}
 	})
+	// What is held is told to others before it is settled there.
+	c.resumeElsewhere(now, l, subs)
 	// What was asked of it is lost. calls is a map: in order of their IDs.
 	for _, call := range c.callsOf(l) {
 		delete(c.calls, call.id)
@@ -180,9 +185,8 @@ func (c *Core) linkDown(now Instant, l *link, err error) {
 			call.lost(now)
 		}
 	}
-	c.resumeElsewhere(now, l, subs)
 	c.moveSettles(now, l)
-	c.kick(now, false)
+	c.kick(now, nil)
 }
 
 // wanted tells whether a link that is down is to be dialed again.
@@ -344,6 +348,6 @@ func (c *Core) learn(now Instant, mesh *wire.Mesh) {
 				c.describe(now, q)
 			}
 		}
-		c.kick(now, true)
+		c.kick(now, nil)
 	}
 }

@@ -87,7 +87,7 @@ func (c *Core) describe(now Instant, q *queue) {
 			}
 			q.partitions = nil
 			for _, s := range append(slices.Clone(q.opening), q.consumers...) {
-				s.fail(c, err)
+				s.fail(c, now, err)
 			}
 			q.opening = nil
 		},
@@ -142,7 +142,7 @@ func (c *Core) described(now Instant, q *queue, entry *wire.QueueEntry) {
 	}
 	for _, s := range slices.Clone(q.consumers) {
 		if !hasGroup(entry, s.group) {
-			s.fail(c, wire.ErrNoGroup)
+			s.fail(c, now, wire.ErrNoGroup)
 			continue
 		}
 		c.subscribe(now, s)

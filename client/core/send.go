@@ -22,7 +22,7 @@ type batch struct {
 	tried     map[LinkID]bool
 	round     int
 	holdUntil Instant
-	pinned    *link // to try again there and not elsewhere: it said that it has too much
+	pinned    *link // for the next try: it said that it has too much, so not elsewhere
 	posted    bool  // something was sent, so the next try is a retry
 	unknown   bool  // some try may have stored it
 	err       error // of the last try
@@ -196,6 +196,7 @@ func (c *Core) driveBatch(now Instant, p *partition) {
 			c.wake(p, wait)
 			return
 		}
+		pinned := b.pinned != nil
 		l, end := c.choose(now, p)
 		if l == nil {
 			if end {
@@ -209,6 +210,9 @@ func (c *Core) driveBatch(now Instant, p *partition) {
 		}
 		if b.posted && l.state == linkUp {
 			if wait, ok := c.budget.retry(now); !ok {
+				if pinned {
+					b.pinned = l
+				}
 				b.holdUntil = now.Add(max(wait, time.Millisecond))
 				c.wake(p, b.holdUntil)
 				return
@@ -291,11 +295,11 @@ func (c *Core) avoid(now Instant, l *link, d time.Duration) {
 // that another round is due after a while; otherwise a link that comes up is the next.
 func (c *Core) choose(now Instant, p *partition) (l *link, end bool) {
 	b := p.batch
-	if b.pinned != nil {
-		if b.pinned.state == linkUp {
-			return b.pinned, false
+	if l := b.pinned; l != nil {
+		b.pinned = nil // for one try: if that meets silence, others are next
+		if l.state == linkUp {
+			return l, false
 		}
-		b.pinned = nil
 	}
 	var passed *link // up, but passed by
 	for _, l := range c.candidates(p) {

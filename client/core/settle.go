@@ -67,6 +67,9 @@ func (c *Core) settle(now Instant, ev Settle) {
 		if it.Kind != wire.SettleExtend {
 			h.out.Remove(run)
 			h.settling.Add(run)
+			if it.Kind == wire.SettleAck {
+				h.acking.Add(run)
+			}
 		} else if it.Delay > 0 {
 			h.lease = it.Delay
 		}
@@ -301,6 +304,7 @@ func (c *Core) settleDone(now Instant, x *settlement, err error) {
 		} else {
 			for _, r := range x.runs {
 				h.settling.Remove(r)
+				h.acking.Remove(r)
 			}
 			if c.handouts[h.id] == h {
 				c.check(now, h)
