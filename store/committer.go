@@ -530,6 +530,10 @@ func (c *committer) rotate(asked bool) {
 		return // it goes on growing; asked again after the next group
 	}
 	c.s.o.cut("sealing")
+	if err := c.s.segments.use(next); err != nil {
+		c.fail(fmt.Errorf("begin segment: %w", err))
+		return
+	}
 	old := c.head
 	c.s.index.rotate(next)
 	c.head, c.headTail = next, 0

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"testing"
@@ -25,9 +24,6 @@ func TestMain(m *testing.M) {
 
 // testLogger logs to the test, while it runs.
 func testLogger(t testing.TB) *slog.Logger {
-	if !testing.Verbose() {
-		return slog.New(slog.NewTextHandler(io.Discard, nil))
-	}
 	w := &testWriter{t: t, ctx: t.Context()}
 	return slog.New(slog.NewTextHandler(w, nil))
 }

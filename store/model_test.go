@@ -166,8 +166,10 @@ func testBatch(p wire.PartitionID, l wire.Lane, base wire.Offset, count uint32, 
 	}
 }
 
-func batchOp(b wire.Batch) wire.Op       { return wire.Op{Kind: wire.OpBatch, Batch: b} }
-func putOp(key string, v []byte) wire.Op { return wire.Op{Kind: wire.OpPut, Key: []byte(key), Value: v} }
+func batchOp(b wire.Batch) wire.Op { return wire.Op{Kind: wire.OpBatch, Batch: b} }
+func putOp(key string, v []byte) wire.Op {
+	return wire.Op{Kind: wire.OpPut, Key: []byte(key), Value: v}
+}
 func freeOp(p wire.PartitionID, l wire.Lane, from, to wire.Offset) wire.Op {
 	return wire.Op{Kind: wire.OpFree, Partition: p, Lane: l, Run: wire.Span(from, to)}
 }

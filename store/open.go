@@ -397,9 +397,19 @@ func (p *opening) openSegments(s *Store) error {
 // openSegment loads one segment: by its summary, or else by its keys.
 func (p *opening) openSegment(s *Store, id uint64, mark segmentMark) error {
 	dir := s.segments.path(id)
+	want, known := p.sums[id]
+	unused, err := isUnused(dir)
+	if err != nil {
+		return err
+	}
+	if unused {
+		if known || mark.batches > 0 {
+			p.loseAll("a segment is empty", "segment", id, "confirmed_batches", max(mark.batches, want.batches))
+		}
+		return os.Rename(dir, dir+".del")
+	}
 	seg := newSegment(id, dir)
 	sum, err := readSummary(dir)
-	want, known := p.sums[id]
 	switch {
 	case err == nil && sum.segment == id && (!known || want.batches == sum.batches && want.group == sum.group):
 		seg.recorded = known
@@ -640,6 +650,9 @@ func (p *opening) start(s *Store) (err error) {
 		return err
 	}
 	p.head = head.in
+	if err := s.segments.use(head); err != nil {
+		return err
+	}
 	s.index.rotate(head)
 	if s.metrics, err = newMetrics(s, s.o.Registerer); err != nil {
 		return err
@@ -648,7 +661,7 @@ func (p *opening) start(s *Store) (err error) {
 	c := &committer{
 		s: s, queue: s.queue, disk: &disk{o: s.o, s: s}, file: p.file, head: head, number: max(p.highest, p.rec.Commit),
 		overlay: make(map[laneKey]wire.Runs), lastScan: time.Now(),
-		mark: watermark{commit: max(p.highest, p.rec.Commit), meta: p.found.meta, segments: []segmentMark{{id: head.id}}},
+		mark: watermark{commit: max(p.highest, p.rec.Commit), meta: p.found.meta, sequence: p.bound.sequence, segments: []segmentMark{{id: head.id}}},
 	}
 	s.committer = c
 	c.disk.check()

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -63,9 +64,23 @@ func cutSuffix(s, suffix string) (string, bool) {
 	return s, false
 }
 
-// create makes a new, open segment for writing.
+// unusedName is a file that is in a segment until it becomes the head: a kill while
+// Badger makes its files leaves something that does not open, and nothing is lost with it.
+const unusedName = "unused"
+
+// create makes a new, open segment, to be the head once use was called.
 func (m *segments) create(id uint64) (*segment, error) {
 	s := newSegment(id, m.path(id))
+	if err := os.Mkdir(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	// Not by way of a temporary name: there must be no moment with another file only.
+	if err := os.WriteFile(filepath.Join(s.dir, unusedName), nil, 0o600); err != nil {
+		return nil, err
+	}
+	if err := syncDir(s.dir); err != nil {
+		return nil, err
+	}
 	in, err := openInstance(dataOptions(m.o, s.dir), m.log)
 	if err != nil {
 		return nil, err
@@ -75,6 +90,22 @@ func (m *segments) create(id uint64) (*segment, error) {
 		return nil, errors.Join(err, in.close())
 	}
 	return s, nil
+}
+
+// use makes it durable that s holds batches from now on.
+func (m *segments) use(s *segment) error { return removeFile(filepath.Join(s.dir, unusedName)) }
+
+// isUnused tells whether the segment in dir never was the head.
+func isUnused(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) == 0 {
+		return err == nil, err
+	}
+	_, err = os.Lstat(filepath.Join(dir, unusedName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // openSealed opens a segment for reading. One that was left without Close is first

@@ -22,9 +22,11 @@ import (
 //	16 meta      u64   number of the last group in the meta instance
 //	24 count     u64   of entries
 //	32 entries: segment u64 | number of its last group u64 | its batches u64
+//	496 sequence u64   of writes; the slot with the higher one is the newer
 //	504 checksum u64   xxhash64 of bytes 0..504
 type watermark struct {
 	commit, meta uint64
+	sequence     uint64
 	segments     []segmentMark // without a summary yet, ascending; the last is the head
 }
 
@@ -52,6 +54,7 @@ func (w *watermark) append(dst []byte) []byte {
 		be.PutUint64(at[8:], m.group)
 		be.PutUint64(at[16:], m.batches)
 	}
+	be.PutUint64(b[496:], w.sequence)
 	be.PutUint64(b[504:], xxhash.Sum64(b[:504]))
 	return append(dst, b[:]...)
 }
@@ -65,7 +68,7 @@ func decodeWatermark(b []byte) (w watermark, err error) {
 	if n > watermarkMarks {
 		return w, fmt.Errorf("watermark of %d segments: %w", n, errDamaged)
 	}
-	w.commit, w.meta = be.Uint64(b[8:]), be.Uint64(b[16:])
+	w.commit, w.meta, w.sequence = be.Uint64(b[8:]), be.Uint64(b[16:]), be.Uint64(b[496:])
 	for i := range n {
 		at := b[32+24*i:]
 		w.segments = append(w.segments, segmentMark{be.Uint64(at), be.Uint64(at[8:]), be.Uint64(at[16:])})
@@ -99,7 +102,7 @@ func openWatermark(path string) (*watermarkFile, watermark, error) {
 			break
 		}
 		w, err := decodeWatermark(b[i*watermarkSlot : (i+1)*watermarkSlot])
-		if err == nil && (!found || w.commit >= best.commit) {
+		if err == nil && (!found || w.sequence >= best.sequence) {
 			best, found = w, true
 			file.slot = int64(1 - i)
 		}
@@ -111,6 +114,7 @@ func openWatermark(path string) (*watermarkFile, watermark, error) {
 }
 
 func (f *watermarkFile) write(w *watermark) error {
+	w.sequence++
 	f.buf = w.append(f.buf[:0])
 	_, err := f.f.WriteAt(f.buf, f.slot*watermarkSlot)
 	f.slot = 1 - f.slot
