@@ -315,12 +315,12 @@ func (g *gossip) tell(told []ring.NodeID) []ring.NodeID {
 	}
 	for _, id := range living {
 		if id != g.self && !slices.Contains(told, id) {
-			g.log.Info("node alive", "node", id.String(), "address", addresses[id])
+			g.log.Info("node alive", "peer", id.String(), "address", addresses[id])
 		}
 	}
 	for _, id := range told {
 		if !slices.Contains(living, id) {
-			g.log.Warn("node dead or gone", "node", id.String())
+			g.log.Warn("node dead or gone", "peer", id.String())
 		}
 	}
 	g.in.force(item{event: core.Members{Alive: slices.Clone(living)}})

@@ -126,7 +126,7 @@ func (d *door) tell(c *transport.Conn, remote *wire.Hello, err *wire.Error) {
 	}
 	d.mu.Unlock()
 	if !known {
-		d.log.Warn("node refused", "node", remote.Node.String(), "name", remote.Name, "address", c.RemoteAddr().String(), "error", err)
+		d.log.Warn("node refused", "peer", remote.Node.String(), "peer_name", remote.Name, "address", c.RemoteAddr().String(), "error", err)
 	}
 }
 

@@ -399,9 +399,6 @@ func (n *Node) watch(ctx context.Context) error {
 			close(n.readyC)
 		}
 		if f.table.Number != ringNumber {
-			if ringNumber != 0 {
-				n.log.Info("ring changed", "ring", f.table.Number, "members", len(f.table.Members))
-			}
 			ringNumber = f.table.Number
 			poke(n.gossip.refresh)
 			poke(n.gossip.rejoin)

@@ -258,7 +258,7 @@ func (k *keeper) connect(ctx context.Context) *transport.Conn {
 		k.meter.dials.WithLabelValues("failed").Inc()
 		if text := short(err); text != k.state {
 			k.state = text
-			k.log.Warn("peer unreachable", "node", k.p.node.String(), "address", address, "error", err)
+			k.log.Warn("peer unreachable", "peer", k.p.node.String(), "address", address, "error", err)
 		}
 		k.down(false)
 		wait := time.NewTimer(backoff/2 + rand.N(backoff/2))
@@ -284,11 +284,16 @@ func (k *keeper) hold(ctx context.Context, link *transport.Conn) bool {
 	}
 	if k.state != "" {
 		k.state = ""
-		k.log.Info("peer reached again", "node", k.p.node.String(), "address", link.RemoteAddr().String())
+		k.log.Info("peer reached again", "peer", k.p.node.String(), "address", link.RemoteAddr().String())
 	}
 	hello := link.Hello()
 	k.learn(hello)
-	k.mark(k.p, true)
+	k.mark(k.p, true) // from now on nothing is offered
+	select {
+	case second := <-k.p.offer:
+		_ = second.Close()
+	default:
+	}
 	k.in.force(item{event: core.PeerUp{Node: k.p.node, Hello: hello}, peer: k.p, link: link})
 	select {
 	case <-ctx.Done():
@@ -307,7 +312,7 @@ func (k *keeper) hold(ctx context.Context, link *transport.Conn) bool {
 		return false
 	}
 	k.state = "lost"
-	k.log.Warn("peer lost", "node", k.p.node.String(), "name", hello.Name, "error", err)
+	k.log.Warn("peer lost", "peer", k.p.node.String(), "peer_name", hello.Name, "error", err)
 	return true
 }
 
