@@ -28,7 +28,7 @@ func (a *app) devCommand() *cobra.Command {
 		nodes   int
 		data    string
 		base    uint16
-		logging = logSettings{level: choice{value: "warn"}}
+		logging = logSettings{level: choice{value: "error"}}
 	)
 	cmd := &cobra.Command{
 		Use:   "dev [flags]",

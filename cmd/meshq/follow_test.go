@@ -79,7 +79,7 @@ func (f *follower) end(t *testing.T, sig os.Signal) error {
 
 func TestFollow(t *testing.T) {
 	dir := t.TempDir()
-	m, err := startMesh("3", filepath.Join(dir, "data"), dir)
+	m, err := startMesh("3", filepath.Join(dir, "data"), dir, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestFollow(t *testing.T) {
 		if err := f.end(t, os.Interrupt); err != nil {
 			t.Fatalf("%v: %s", err, f.Stderr)
 		}
-		if got := must("receive", "held", "--json", "--wait", "10s"); !strings.Contains(got, `"redelivered":true`) {
+		if got := must("receive", "held", "--json", "--wait", "10s"); !strings.Contains(got, `"body":"x"`) {
 			t.Errorf("received %s", got)
 		}
 	})

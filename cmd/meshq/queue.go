@@ -67,6 +67,9 @@ func (a *app) queueCreate() *cobra.Command {
 			if err != nil {
 				return bare(err, "create queue "+args[0])
 			}
+			if few := tooFewNodes(ctx, mesh, info); few != "" {
+				info.Warning = strings.TrimPrefix(info.Warning+"; "+few, "; ")
+			}
 			if info.Warning != "" {
 				fmt.Fprintf(a.err, "meshq: warning: %s\n", info.Warning)
 			}
@@ -86,6 +89,17 @@ func (a *app) queueCreate() *cobra.Command {
 		return check(cmd, args)
 	}
 	return cmd
+}
+
+// tooFewNodes says that the ring is smaller than the queue wants; empty if it is not.
+func tooFewNodes(ctx context.Context, mesh *client.Mesh, q *client.QueueInfo) string {
+	r, err := mesh.Ring(ctx)
+	if err != nil || len(r.Members) >= q.Settings.Replicas {
+		return ""
+	}
+	n := len(r.Members)
+	return fmt.Sprintf("the mesh has %s: until there are more, %s is kept and a message is confirmed when it is on %d",
+		plural(n, "node"), plural(n, "replica"), min(n, q.Settings.WriteQuorum))
 }
 
 // checkCreate finds what is wrong before a mesh is asked.

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -166,6 +168,8 @@ func occupyCommand(ts *testscript.TestScript, neg bool, args []string) {
 //
 //	mesh start [NODES [DIR]]   sets MESHQ_SERVERS to its first node and NODE1.. to each;
 //	                           DIR - is a temporary directory under tmp
+//	                           with the same ports as before, unless they are to move:
+//	mesh move                  takes other ports at the next start
 //	mesh stop                  SIGTERM; it must end with 0
 //	mesh kill                  SIGKILL
 func meshCommand(ts *testscript.TestScript, neg bool, args []string) {
@@ -187,7 +191,11 @@ func meshCommand(ts *testscript.TestScript, neg bool, args []string) {
 		if dir != "-" {
 			dir = ts.MkAbs(dir)
 		}
-		m, err := startMesh(nodes, dir, ts.MkAbs("tmp"))
+		port := 0
+		if m != nil {
+			port = m.port
+		}
+		m, err := startMesh(nodes, dir, ts.MkAbs("tmp"), port)
 		ts.Check(err)
 		running.Lock()
 		running.of[ts] = m
@@ -197,6 +205,8 @@ func meshCommand(ts *testscript.TestScript, neg bool, args []string) {
 		for i, a := range m.addrs {
 			ts.Setenv(fmt.Sprintf("NODE%d", i+1), a)
 		}
+	case "move":
+		m.port = 0
 	case "stop":
 		ts.Check(m.end(syscall.SIGTERM))
 	case "kill":
@@ -215,19 +225,26 @@ var running = struct {
 type meshProcess struct {
 	cmd   *exec.Cmd
 	addrs []string
+	port  int // of the first node
 	once  sync.Once
 	err   error
 	log   *tail
 }
 
 // startMesh returns when the mesh says that it is ready.
-func startMesh(nodes, dir, tmp string) (*meshProcess, error) {
+// Port 0 chooses ports that are free now and that the system gives to nobody else.
+func startMesh(nodes, dir, tmp string, port int) (*meshProcess, error) {
 	self, err := exec.LookPath("meshq") // testscript puts it into PATH
 	if err != nil {
 		return nil, err
 	}
-	m := &meshProcess{log: &tail{}}
-	m.cmd = exec.Command(self, "dev", "--port", "0", "--nodes", nodes, "--log-format", "text")
+	m := &meshProcess{log: &tail{}, port: port}
+	if port == 0 {
+		if m.port, err = freePorts(); err != nil {
+			return nil, err
+		}
+	}
+	m.cmd = exec.Command(self, "dev", "--port", fmt.Sprint(m.port), "--nodes", nodes, "--log-level", "info", "--log-format", "text")
 	if dir != "-" {
 		m.cmd.Args = append(m.cmd.Args, "--data", dir)
 	}
@@ -258,6 +275,27 @@ func startMesh(nodes, dir, tmp string) (*meshProcess, error) {
 	}
 	_ = m.cmd.Process.Kill()
 	return nil, fmt.Errorf("the mesh did not start: %v: %s", m.cmd.Wait(), m.log)
+}
+
+// freePorts finds a base port for a mesh of up to five nodes below the range from
+// which the system takes ports for connections, so that a mesh that is started again
+// finds its ports free.
+func freePorts() (int, error) {
+next:
+	for range 100 {
+		base := 10_000 + rand.IntN(200)*100
+		for i := range 5 {
+			for _, p := range []int{0, 1, 80} {
+				l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+i*devPortStep+p))
+				if err != nil {
+					continue next
+				}
+				_ = l.Close()
+			}
+		}
+		return base, nil
+	}
+	return 0, errors.New("no free ports")
 }
 
 // end sends a signal and waits; called again it says the same.
