@@ -311,6 +311,39 @@ func (k *checker) pushing(h *host, c *conn, msg wire.Message) {
 	}
 }
 
+// dropping is called when a node does not write a delivery because its deadline has
+// passed. For the order it was handed out, like one that is lost on its way.
+func (k *checker) dropping(h *host, c *conn, msg wire.Message) {
+	m, ok := msg.(*wire.Deliver)
+	if !ok {
+		return
+	}
+	for i := range m.Deliveries {
+		r := &m.Deliveries[i].Receipt
+		for o := r.Run.From; o < r.Run.To && r.Term.Node == h.id; o++ {
+			k.inOrder(h, c, m.Sub, r, msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)})
+		}
+	}
+}
+
+// inOrder checks P5: what a producer sent before was handed out before.
+func (k *checker) inOrder(h *host, c *conn, sub uint64, r *wire.Receipt, m msgKey) {
+	g := groupKey{r.Group, m}
+	if _, again := k.first[g]; again {
+		return
+	}
+	k.first[g] = firstDelivery{k.w.now, k.w.steps, c, sub}
+	f := firstKey{r.Group, m.producer, r.Partition}
+	if last := k.highest[f]; last > m.sequence+1 {
+		later := msgKey{m.producer, last - 1}
+		if x := k.first[groupKey{r.Group, later}]; (x.step != k.w.steps || x.to == c && x.sub == sub) && x.at-k.messages[later].at < 29*second {
+			k.w.fail("P5", m, "%s first delivers %s to %s, after %s was first delivered %d ms ago", h.name, k.about(m), k.w.names.group(r.Group), k.about(later), (k.w.now-x.at)/millisecond)
+			return
+		}
+	}
+	k.highest[f] = max(k.highest[f], m.sequence+1)
+}
+
 func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o wire.Offset) {
 	r := &d.Receipt
 	m := msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}
@@ -331,17 +364,8 @@ func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o w
 			k.w.fail("P3", m, "%s delivers %s (%s), and an ack of it was confirmed %d ms ago", h.name, k.about(m), k.w.names.receipt(r), (now-at)/millisecond)
 			return
 		}
-		if _, again := k.first[g]; !again {
-			k.first[g] = firstDelivery{now, k.w.steps, c, sub}
-			f := firstKey{r.Group, m.producer, r.Partition}
-			if last := k.highest[f]; last > m.sequence+1 {
-				later := msgKey{m.producer, last - 1}
-				if x := k.first[groupKey{r.Group, later}]; (x.step != k.w.steps || x.to == c && x.sub == sub) && x.at-k.messages[later].at < 29*second {
-					k.w.fail("P5", m, "%s first delivers %s to %s, after %s was first delivered %d ms ago", h.name, k.about(m), k.w.names.group(r.Group), k.about(later), (now-x.at)/millisecond)
-					return
-				}
-			}
-			k.highest[f] = max(k.highest[f], m.sequence+1)
+		if k.inOrder(h, c, sub, r, m); k.w.failure != nil {
+			return
 		}
 		k.alone(h, c, r, g)
 	}
@@ -605,6 +629,13 @@ func (k *checker) delivered() {
 
 // converged checks P7 and P11 by what the nodes say of themselves.
 func (k *checker) converged(states map[*host]*wire.Inspected, ps []wire.PartitionID) error {
+	for _, h := range k.w.nodes() {
+		if h.running && h.core.Mesh() != 0 {
+			for _, p := range h.core.Moving() {
+				return fmt.Errorf("%s says that %s is still moving to ring %d, with home replicas %s", h.name, k.w.names.partition(p), h.core.Table().Number, k.w.names.list(k.w.homeIDs(k.queueOf(p), p)))
+			}
+		}
+	}
 	for i, p := range ps {
 		q := k.queueOf(p)
 		var first *wire.PartitionState

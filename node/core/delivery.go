@@ -3,6 +3,7 @@ package core
 import (
 	"maps"
 	"slices"
+	"sort"
 
 	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
@@ -69,6 +70,14 @@ type delivery struct {
 	retry    []byte // key of its retry record on disk; nil: none
 }
 
+// deliveryID is the identity of a delivery in a partition.
+type deliveryID struct {
+	term   wire.Term
+	serial uint64
+}
+
+func idOf(r *wire.Receipt) deliveryID { return deliveryID{r.Term, r.Serial} }
+
 // feed is what an owner hands out to one group. It lives as long as the ownership.
 type feed struct {
 	o     *ownership
@@ -94,10 +103,11 @@ type feedLane struct {
 	// handed are the offsets that were delivered in this term or wait for a retry.
 	// They are taken out when they are done.
 	handed   wire.Runs
-	excluded wire.Runs // copies of messages that are in flight at another position
-	inflight map[wire.Offset]*delivery
-	starts   []wire.Offset // keys of inflight, sorted
-	cursor   wire.Offset   // nothing below it can be handed out as new
+	excluded wire.Runs   // copies of messages that are in flight at another position
+	inflight []*delivery // by the first offset of their receipt, then by age
+	byID     map[deliveryID]*delivery
+	longest  wire.Offset // at least the longest run of a receipt in flight
+	cursor   wire.Offset // nothing below it can be handed out as new
 	reading  bool
 	loaded   *cached // the batch under the cursor
 	missing  Instant // since when its head waits for a predecessor; 0: it does not
@@ -226,8 +236,8 @@ func (c *Core) connClosed(id ConnID) {
 		for _, g := range sortedKeys(p.own.feeds) {
 			for _, l := range sortedLanes(p.own.feeds[g].lanes) {
 				fl := p.own.feeds[g].lanes[l]
-				for _, o := range slices.Clone(fl.starts) {
-					if d := fl.inflight[o]; gone[d.sub] {
+				for _, d := range fl.inflight {
+					if gone[d.sub] {
 						d.sub = nil
 						d.until = min(d.until, c.now.Mono+reclaimGrace)
 						p.own.feeds[g].arm(d, wire.CauseConsumer)
@@ -336,7 +346,7 @@ func (f *feed) deliver(s *sub) (wire.Delivery, bool) {
 func (f *feed) lane(id wire.Lane) *feedLane {
 	l := f.lanes[id]
 	if l == nil {
-		l = &feedLane{inflight: map[wire.Offset]*delivery{}}
+		l = &feedLane{byID: map[deliveryID]*delivery{}}
 		f.lanes[id] = l
 	}
 	return l
@@ -454,9 +464,10 @@ func (f *feed) give(s *sub, x *cached, run wire.Run, attempt uint32, cause wire.
 		p.lost(b.Lane, wire.Runs{b.Run()})
 		return wire.Delivery{}, false
 	}
+	f.o.serial++
 	d := &delivery{
 		receipt: wire.Receipt{
-			Partition: p.id, Group: f.id, Lane: b.Lane, Run: run, Term: f.o.term, Attempt: attempt,
+			Partition: p.id, Group: f.id, Lane: b.Lane, Run: run, Term: f.o.term, Attempt: attempt, Serial: f.o.serial,
 			Producer: b.Producer, Sequence: b.Sequence + uint64(run.From-b.Base),
 		},
 		runs: wire.Runs{run}, sub: s, consumer: s.consumer, retry: retry,
@@ -615,46 +626,59 @@ func (o *ownership) doneNow(g wire.GroupID, l wire.Lane, run wire.Run) {
 		return
 	}
 	fl := f.lane(l)
-	for _, from := range deliveriesIn(fl, run) {
-		d := fl.inflight[from]
+	for _, d := range deliveriesIn(fl, run) {
 		f.settled(d, d.runs.Overlap(run))
 	}
 	fl.handed.Remove(run)
 	fl.excluded.Remove(run)
 }
 
-// deliveriesIn are the deliveries of a lane that overlap a run, by their first offset.
-func deliveriesIn(fl *feedLane, run wire.Run) []wire.Offset {
-	i, found := slices.BinarySearch(fl.starts, run.From)
-	if !found && i > 0 {
+// deliveriesIn are the deliveries of a lane that hold some of a run, in order.
+func deliveriesIn(fl *feedLane, run wire.Run) []*delivery {
+	i := fl.search(run.From, deliveryID{})
+	for i > 0 && fl.inflight[i-1].receipt.Run.From+fl.longest > run.From {
 		i--
 	}
-	var out []wire.Offset
-	for ; i < len(fl.starts) && fl.starts[i] < run.To; i++ {
-		if d := fl.inflight[fl.starts[i]]; d.receipt.Run.To > run.From {
-			out = append(out, fl.starts[i])
+	var out []*delivery
+	for ; i < len(fl.inflight) && fl.inflight[i].receipt.Run.From < run.To; i++ {
+		if len(fl.inflight[i].runs.Overlap(run)) > 0 {
+			out = append(out, fl.inflight[i])
 		}
 	}
 	return out
 }
 
+// search is where a delivery is, or belongs, in inflight.
+func (fl *feedLane) search(from wire.Offset, id deliveryID) int {
+	return sort.Search(len(fl.inflight), func(i int) bool {
+		r := &fl.inflight[i].receipt
+		if r.Run.From != from {
+			return r.Run.From > from
+		}
+		if r.Term != id.term {
+			return id.term.Less(r.Term)
+		}
+		return r.Serial >= id.serial
+	})
+}
+
 func (fl *feedLane) add(d *delivery) {
-	from := d.receipt.Run.From
-	fl.inflight[from] = d
-	if i, found := slices.BinarySearch(fl.starts, from); !found {
-		fl.starts = slices.Insert(fl.starts, i, from)
+	if len(fl.inflight) == 0 {
+		fl.longest = 0
 	}
+	fl.longest = max(fl.longest, wire.Offset(d.receipt.Run.Len()))
+	fl.byID[idOf(&d.receipt)] = d
+	fl.inflight = slices.Insert(fl.inflight, fl.search(d.receipt.Run.From, idOf(&d.receipt)), d)
 }
 
 func (fl *feedLane) remove(d *delivery) {
-	from := d.receipt.Run.From
-	if fl.inflight[from] != d {
+	id := idOf(&d.receipt)
+	if fl.byID[id] != d {
 		return
 	}
-	delete(fl.inflight, from)
-	if i, found := slices.BinarySearch(fl.starts, from); found {
-		fl.starts = slices.Delete(fl.starts, i, i+1)
-	}
+	delete(fl.byID, id)
+	i := fl.search(d.receipt.Run.From, id)
+	fl.inflight = slices.Delete(fl.inflight, i, i+1)
 }
 
 // settled takes runs out of a delivery; without any left it has ended.

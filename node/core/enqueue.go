@@ -57,13 +57,13 @@ func (p *partition) enqueue(req ReqID, m *wire.Enqueue) {
 		}
 	}
 	for _, w := range p.writes {
-		if w.batch.Producer == m.Producer && w.batch.Sequence == m.Sequence && !w.replied {
-			w.reqs = append(w.reqs, req) // tried again while it is under way
+		if w.batch.Producer == m.Producer && w.batch.Sequence == m.Sequence && w.batch.Count == m.Count && !w.replied {
+			w.join(req, timeoutOf(m)) // tried again while it is under way
 			return
 		}
 	}
 	if at, known := p.find(m.Producer, m.Sequence, uint64(m.Count)); known {
-		p.again(req, at)
+		p.again(req, at, timeoutOf(m))
 		return
 	}
 	if owner := p.owner(); !m.Passed && owner != c.self && owner != 0 && c.answering(owner) {
@@ -126,13 +126,31 @@ func (p *partition) accept(req ReqID, m *wire.Enqueue) {
 	}
 	l.next += wire.Offset(m.Count)
 	c.stats.Accepted += uint64(m.Count)
-	timeout := enqueueTimeout
-	if m.Timeout > 0 {
-		timeout = min(timeout, Instant(m.Timeout)*Millisecond)
-	}
 	p.hold(&b, !p.home)
 	l.unready.Add(b.Run())
-	p.startWrite(b, req, timeout, true)
+	p.startWrite(b, req, timeoutOf(m), true)
+}
+
+// timeoutOf is how long the sender waits for an answer.
+func timeoutOf(m *wire.Enqueue) Instant {
+	if m.Timeout == 0 {
+		return enqueueTimeout
+	}
+	return min(enqueueTimeout, Instant(m.Timeout)*Millisecond)
+}
+
+// join adds a request to a write that is under way; it is answered in its own time.
+func (w *write) join(req ReqID, timeout Instant) {
+	if req == 0 {
+		return
+	}
+	w.reqs = append(w.reqs, req)
+	w.p.core.after(timeout, func() {
+		if i := slices.Index(w.reqs, req); i >= 0 {
+			w.reqs = slices.Delete(w.reqs, i, i+1)
+			w.p.core.reply(req, wire.QuorumError(len(w.synced), w.want))
+		}
+	})
 }
 
 // stamp is the next hybrid logical clock value: milliseconds << 16 | counter.
@@ -397,7 +415,7 @@ func (p *partition) resend(id ring.NodeID) {
 
 // again answers a batch that is already here with its position, after making sure
 // that W nodes hold it, or that a majority holds its acks for all groups.
-func (p *partition) again(req ReqID, at laneRun) {
+func (p *partition) again(req ReqID, at laneRun, timeout Instant) {
 	c := p.core
 	l := p.lane(at.lane)
 	c.stats.Repeated++
@@ -406,7 +424,7 @@ func (p *partition) again(req ReqID, at laneRun) {
 		return
 	}
 	if x := c.cache.get(p.id, at.lane, at.run.From); x != nil {
-		p.startWrites(req, []wire.Batch{x.batch}, at)
+		p.startWrites(req, []wire.Batch{x.batch}, at, timeout)
 		return
 	}
 	c.read(p.id, at.lane, wire.Runs{at.run}, wire.MaxBatchBytes, func(done ReadDone) {
@@ -417,14 +435,14 @@ func (p *partition) again(req ReqID, at laneRun) {
 			c.reply(req, &wire.Error{Code: wire.CodeNotReady, Text: "the batch is here but could not be read", RetryAfter: 100})
 			return
 		}
-		p.startWrites(req, done.Batches, at)
+		p.startWrites(req, done.Batches, at, timeout)
 	})
 }
 
 // startWrites confirms batches that are already here, then answers with at.
-func (p *partition) startWrites(req ReqID, batches []wire.Batch, at laneRun) {
+func (p *partition) startWrites(req ReqID, batches []wire.Batch, at laneRun, timeout Instant) {
 	if len(batches) == 1 && batches[0].Run() == at.run {
-		p.startWrite(batches[0], req, enqueueTimeout, false)
+		p.startWrite(batches[0], req, timeout, false)
 		return
 	}
 	// A retry of another size than the first try: the client must not do that.

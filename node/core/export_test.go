@@ -36,3 +36,14 @@ func (c *Core) RememberedCommit(id ring.NodeID) uint64 {
 	}
 	return p.commits[len(p.commits)-1].Commit
 }
+
+// Moving are the partitions that this node keeps and for which more than one ring is open.
+func (c *Core) Moving() []wire.PartitionID {
+	var out []wire.PartitionID
+	for _, id := range sortedKeys(c.parts) {
+		if len(c.parts[id].sets) > 1 {
+			out = append(out, id)
+		}
+	}
+	return out
+}

@@ -94,8 +94,7 @@ func (o *ownership) flying() []wire.InFlight {
 	for _, g := range sortedKeys(o.feeds) {
 		f := o.feeds[g]
 		for _, l := range sortedLanes(f.lanes) {
-			for _, from := range f.lanes[l].starts {
-				d := f.lanes[l].inflight[from]
+			for _, d := range f.lanes[l].inflight {
 				out = append(out, wire.InFlight{
 					Group: g, Receipt: d.receipt, Runs: d.runs.Clone(), Consumer: d.consumer,
 					Left: uint32(max(0, d.until-c.now.Mono) / Millisecond),

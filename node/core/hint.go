@@ -136,11 +136,11 @@ func (p *partition) giveHints(homes []ring.NodeID, done func()) {
 				return
 			}
 			if c.parts[p.id] == p {
+				before := p.hintCount()
 				for i := range r.Batches {
 					p.hintsCopied(l, r.Batches[i].Run(), synced)
 				}
-				c.stats.HintsHandedOff += uint64(len(r.Batches))
-				if len(synced) >= p.w && len(p.hints) > 0 {
+				if left := p.hintCount(); left < before && left > 0 {
 					p.giveHints(homes, done) // on to the next part
 					return
 				}
@@ -184,6 +184,7 @@ func (p *partition) dropHints(l wire.Lane, runs wire.Runs) {
 	if hints.Count() == before {
 		return
 	}
+	p.core.stats.HintsHandedOff += before - hints.Count()
 	if len(hints) == 0 {
 		delete(p.hints, l)
 	} else {

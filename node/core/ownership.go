@@ -49,7 +49,8 @@ type ownership struct {
 	better   Instant // since when a better placed node has been up; 0: it is not
 	feeds    map[wire.GroupID]*feed
 	pumping  bool
-	scans    int // retry records that are still being read
+	serial   uint64 // of the last delivery
+	scans    int    // retry records that are still being read
 }
 
 // leaseOf is what a grant asked for at an instant is worth to its holder.

@@ -65,9 +65,6 @@ type lane struct {
 	next    wire.Offset // of this node's own lane
 }
 
-// end is one past the highest offset that is known.
-func (l *lane) end() wire.Offset { return max(l.held.End(), l.gone.End(), l.next) }
-
 // have is what need not be fetched.
 func (l *lane) have() wire.Runs {
 	if len(l.gone) == 0 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/vmihailenco/msgpack/v5"
 
@@ -84,13 +85,17 @@ type peerRecord struct {
 // recover fills the core from the store. A record that cannot be read is damage: the
 // store has checked its checksum, so this node wrote it in another version, or wrongly.
 func (c *Core) recover(rec Recovered) {
-	for _, r := range rec.Records {
-		if err := c.recoverRecord(r); err != nil {
-			c.damagedAll = true
-			c.note(NoteWarn, nil, "record not understood", "%x: %v", r.Key, err)
+	for _, mine := range []bool{false, true} { // partitions are known when the catalog is
+		for _, r := range rec.Records {
+			if len(r.Key) > 0 && slices.Contains(partitionRecords, r.Key[0]) != mine {
+				continue
+			}
+			if err := c.recoverRecord(r); err != nil {
+				c.damagedAll = true
+				c.after(0, func() { c.note(NoteWarn, nil, "record not understood", "%x: %v", r.Key, err) })
+			}
 		}
 	}
-	c.catalogChanged(nil)
 	for _, ref := range rec.Refs {
 		if p := c.known(ref.Partition); p != nil {
 			p.lane(ref.Lane).held.Add(wire.Span(ref.Base, ref.Base+wire.Offset(ref.Count)))

@@ -382,10 +382,8 @@ func (p *partition) backoff(attempt uint32) uint64 {
 	return wait/2 + uint64(p.core.jitter(Instant(wait/2+1)))
 }
 
-// sweepEvery is how often a replica looks for retry records that are done.
-const sweepEvery = 60 * Second
-
-// sweepRetries removes the retry records of messages that are done.
+// sweepRetries removes the retry records of messages that are done. It runs with
+// anti-entropy as long as there are any.
 func (p *partition) sweepRetries(after []byte) {
 	c := p.core
 	c.scan(key(recordRetry, uint64(p.id)), after, retryPage, func(done ScanDone) {

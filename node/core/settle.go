@@ -168,16 +168,15 @@ func (o *ownership) settle(m *wire.Settle, indices []int, set func(int, wire.Cod
 }
 
 // change nacks, extends or gives back. It counts only for the delivery that the
-// receipt names: the same term and attempt.
+// receipt names, if it is the current one.
 func (o *ownership) change(x *wire.SettleItem) wire.Code {
 	p, c := o.p, o.p.core
 	f := o.feeds[x.Receipt.Group]
 	if f == nil {
 		return wire.CodeNoGroup
 	}
-	fl := f.lane(x.Receipt.Lane)
-	d := fl.inflight[x.Receipt.Run.From]
-	if d == nil || d.receipt.Term != x.Receipt.Term || d.receipt.Attempt != x.Receipt.Attempt {
+	d := f.lane(x.Receipt.Lane).byID[idOf(&x.Receipt)]
+	if d == nil {
 		return wire.CodeStaleReceipt
 	}
 	runs := x.Runs.Intersect(d.runs)
@@ -260,7 +259,7 @@ func (c *Core) onResume(on ConnID, m *wire.Resume) {
 }
 
 // resume puts what a consumer holds into the table. Of two claims to one message the
-// higher (term, attempt) wins.
+// younger delivery wins.
 func (o *ownership) resume(s *sub, consumer wire.ConsumerID, held []wire.Held) {
 	p := o.p
 	for _, h := range held {
@@ -274,51 +273,61 @@ func (o *ownership) resume(s *sub, consumer wire.ConsumerID, held []wire.Held) {
 }
 
 // restore makes a delivery of an earlier term, or of a lost connection, current again.
+// A receipt may come in parts.
 func (o *ownership) restore(f *feed, receipt wire.Receipt, runs wire.Runs, consumer wire.ConsumerID, s *sub, left Instant) {
 	p, c := o.p, o.p.core
 	fl := f.lane(receipt.Lane)
-	if d := fl.inflight[receipt.Run.From]; d != nil && d.receipt == receipt {
-		if s != nil && d.consumer == consumer {
-			d.sub = s
-			d.until = c.now.Mono + left
-			f.arm(d, wire.CauseLease)
-		}
-		return
-	}
 	open := runs.Minus(p.group(f.id).runs(receipt.Lane))
+	current := fl.byID[idOf(&receipt)]
+	if current != nil {
+		if s != nil && current.consumer == consumer && current.sub != s {
+			current.sub = s
+			current.until = c.now.Mono + left
+			f.arm(current, wire.CauseLease)
+		}
+		open = open.Minus(current.runs)
+	}
+	open = f.reclaimable(receipt, open)
 	if len(open) == 0 {
 		return
 	}
 	for _, run := range open {
-		for _, from := range deliveriesIn(fl, run) {
-			d := fl.inflight[from]
-			if !older(d.receipt, receipt) || from == receipt.Run.From && len(d.runs.Minus(open)) > 0 {
-				return
-			}
-		}
-		for _, r := range f.waitingIn(receipt.Lane, run) {
-			if r.Attempt > receipt.Attempt {
-				return // it was given back since
-			}
-		}
-	}
-	for _, run := range open {
-		for _, from := range deliveriesIn(fl, run) {
-			d := fl.inflight[from]
-			f.settled(d, d.runs.Intersect(open))
+		for _, d := range deliveriesIn(fl, run) {
+			f.settled(d, d.runs.Overlap(run))
 		}
 		for _, r := range f.waitingIn(receipt.Lane, run) {
 			f.dropRetry(r)
 		}
-	}
-	d := &delivery{receipt: receipt, runs: open, consumer: consumer, sub: s, until: c.now.Mono + left}
-	for _, run := range open {
 		fl.handed.Add(run)
 		f.inflight += int(run.Len())
 	}
-	fl.add(d)
-	f.arm(d, wire.CauseLease)
 	c.stats.Resumed += open.Count()
+	if current == nil {
+		current = &delivery{receipt: receipt, consumer: consumer, sub: s, until: c.now.Mono + left}
+		fl.add(current)
+		f.arm(current, wire.CauseLease)
+	}
+	current.runs.AddAll(open)
+}
+
+// reclaimable is what of runs a receipt may still claim: what was neither handed out
+// again nor given back since. Of two claims the younger delivery wins.
+func (f *feed) reclaimable(receipt wire.Receipt, runs wire.Runs) wire.Runs {
+	fl := f.lane(receipt.Lane)
+	out := runs.Clone()
+	for _, run := range runs {
+		for _, d := range deliveriesIn(fl, run) {
+			if !older(d.receipt, receipt) {
+				out = out.Minus(d.runs)
+			}
+		}
+		for _, r := range f.waitingIn(receipt.Lane, run) {
+			if r.Attempt >= receipt.Attempt {
+				out.Remove(r.Run) // it was given back since
+			}
+		}
+	}
+	return out
 }
 
 // older says whether a delivery came before another of the same message.
@@ -326,7 +335,7 @@ func older(a, b wire.Receipt) bool {
 	if a.Term != b.Term {
 		return a.Term.Less(b.Term)
 	}
-	return a.Attempt < b.Attempt
+	return a.Serial < b.Serial
 }
 
 // waitingIn are the retries in memory that overlap a run.
@@ -348,8 +357,8 @@ func (o *ownership) endFeeds() {
 		f := o.feeds[g]
 		c.timers.stop(f.due)
 		for _, l := range sortedLanes(f.lanes) {
-			for _, from := range f.lanes[l].starts {
-				c.timers.stop(f.lanes[l].inflight[from].timer)
+			for _, d := range f.lanes[l].inflight {
+				c.timers.stop(d.timer)
 			}
 		}
 	}

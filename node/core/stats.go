@@ -19,7 +19,7 @@ type Stats struct {
 	Resumed          uint64 // taken over from an earlier owner by their consumers
 	Takeovers        uint64 // ownerships of partitions that began here
 	OrderWaitExpired uint64 // batches that went without their predecessor
-	HintsHandedOff   uint64 // batches
+	HintsHandedOff   uint64
 	Damaged          uint64 // times that the store found damage
 
 	Partitions   uint64 // that this node keeps something of

@@ -523,6 +523,7 @@ func (h *host) execute(e core.Effect) {
 				if w.tracing {
 					w.tracef("%s drops %s: after its deadline", h.name, w.describe(e.Msg))
 				}
+				w.check.dropping(h, c, e.Msg)
 				return
 			}
 		}
