@@ -490,3 +490,34 @@ func BenchmarkEnqueue(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkState is a header with many runs: a partition after much disorder.
+func BenchmarkState(b *testing.B) {
+	msg := &State{Have: make([]LaneRuns, 10)}
+	for i := range msg.Have {
+		msg.Have[i].Lane = Lane{Node: 1 << 60, Epoch: uint64(i)}
+		for j := range Offset(10_000) {
+			msg.Have[i].Runs = append(msg.Have[i].Runs, Span(j*100, j*100+50))
+		}
+	}
+	header, err := AppendHeader(nil, msg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("encode", func(b *testing.B) {
+		b.SetBytes(int64(len(header)))
+		b.ReportAllocs()
+		for b.Loop() {
+			header, _ = AppendHeader(header[:0], msg)
+		}
+	})
+	b.Run("decode", func(b *testing.B) {
+		b.SetBytes(int64(len(header)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := DecodeMessage(TypeState, header, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -36,7 +36,7 @@ var ErrBadMessage = errors.New("malformed message")
 
 // plan is how a Go type is encoded. Plans are made once, before main.
 type plan struct {
-	kind   reflect.Kind // Bool, Uint64 (all numbers), String, Struct, Slice; Uint8 for []byte
+	kind   reflect.Kind // Bool, Uint64 (all numbers), String, Struct, Slice; Uint8 for []byte, Array for Runs
 	size   uint64       // bytes of one value in memory
 	max    uint64       // largest number
 	fields []planField  // Struct
@@ -86,6 +86,9 @@ func makePlan(t reflect.Type, made map[reflect.Type]*plan) *plan {
 			break
 		}
 		p.kind, p.elem = reflect.Slice, makePlan(t.Elem(), made)
+		if t == runsType {
+			p.kind = reflect.Array
+		}
 	case reflect.Struct:
 		p.kind = reflect.Struct
 		for i := range t.NumField() {
@@ -101,15 +104,8 @@ func makePlan(t reflect.Type, made map[reflect.Type]*plan) *plan {
 	switch t {
 	case runType:
 		p.check = func(v reflect.Value) error {
-			if r := v.Interface().(Run); r.From > r.To {
-				return fmt.Errorf("%w: run [%d,%d)", ErrBadMessage, r.From, r.To)
-			}
-			return nil
-		}
-	case runsType:
-		p.check = func(v reflect.Value) error {
-			if err := v.Interface().(Runs).Validate(); err != nil {
-				return fmt.Errorf("%w: %w", ErrBadMessage, err)
+			if from, to := v.Field(0).Uint(), v.Field(1).Uint(); from > to {
+				return fmt.Errorf("%w: run [%d,%d)", ErrBadMessage, from, to)
 			}
 			return nil
 		}
@@ -168,6 +164,8 @@ func (p *plan) encode(dst []byte, v reflect.Value) []byte {
 			dst = p.elem.encode(dst, v.Index(i))
 		}
 		return dst
+	case reflect.Array:
+		return appendRuns(dst, *v.Addr().Interface().(*Runs))
 	default: // reflect.Struct
 		dst = appendLength(dst, len(p.fields), 0x90, 15, 0, mpArray16, mpArray32)
 		for i := range p.fields {
@@ -176,6 +174,16 @@ func (p *plan) encode(dst []byte, v reflect.Value) []byte {
 		}
 		return dst
 	}
+}
+
+// appendRuns is what encode does for a list of structs, without reflection: sets of
+// offsets are most of what large headers hold.
+func appendRuns(dst []byte, runs Runs) []byte {
+	dst = appendLength(dst, len(runs), 0x90, 15, 0, mpArray16, mpArray32)
+	for _, r := range runs {
+		dst = appendUint(appendUint(append(dst, 0x92), uint64(r.From)), uint64(r.To))
+	}
+	return dst
 }
 
 func appendUint(dst []byte, n uint64) []byte {
@@ -234,12 +242,20 @@ func (d *headerReader) take(n uint64) []byte {
 	return b
 }
 
-// number reads n bytes as a big-endian number.
-func (d *headerReader) number(n uint64) (v uint64) {
-	for _, b := range d.take(n) {
-		v = v<<8 | uint64(b)
+// number reads n bytes, 1, 2, 4 or 8, as a big-endian number.
+func (d *headerReader) number(n uint64) uint64 {
+	b := d.take(n)
+	switch len(b) {
+	case 1:
+		return uint64(b[0])
+	case 2:
+		return uint64(binary.BigEndian.Uint16(b))
+	case 4:
+		return uint64(binary.BigEndian.Uint32(b))
+	case 8:
+		return binary.BigEndian.Uint64(b)
 	}
-	return v
+	return 0
 }
 
 func (d *headerReader) code() byte { return byte(d.number(1)) }
@@ -367,7 +383,14 @@ func (p *plan) decode(d *headerReader, v reflect.Value) {
 			v.SetBytes(append([]byte(nil), b...))
 		}
 	case reflect.Slice:
-		p.decodeList(d, v)
+		if n := d.list(p.elem.size); n > 0 {
+			v.Set(reflect.MakeSlice(v.Type(), n, n))
+			for i := 0; i < n && d.err == nil; i++ {
+				p.elem.decode(d, v.Index(i))
+			}
+		}
+	case reflect.Array:
+		d.runs(v.Addr().Interface().(*Runs), p.elem.size)
 	case reflect.Struct:
 		n := d.length()
 		for i := range p.fields {
@@ -386,22 +409,49 @@ func (p *plan) decode(d *headerReader, v reflect.Value) {
 	}
 }
 
-func (p *plan) decodeList(d *headerReader, v reflect.Value) {
+// list reads the length of a list and takes the memory for it from the budget. On
+// an error it is 0.
+func (d *headerReader) list(size uint64) int {
 	n := d.length()
-	if n == 0 || d.err != nil {
-		return
-	}
-	if n > uint64(len(d.p)) { // a value has at least one byte
+	switch {
+	case d.err != nil:
+		return 0
+	case n > uint64(len(d.p)): // a value has at least one byte
 		d.fail("list of %d in %d bytes", n, len(d.p))
-		return
-	}
-	if n*p.elem.size > d.budget {
+		return 0
+	case n*size > d.budget:
 		d.fail("list of %d takes more memory than the header allows", n)
+		return 0
+	}
+	d.budget -= n * size
+	return int(n)
+}
+
+// runs is what decode does for a list of structs, and checks that it is a set.
+func (d *headerReader) runs(to *Runs, size uint64) {
+	n := d.list(size)
+	if n == 0 {
 		return
 	}
-	d.budget -= n * p.elem.size
-	v.Set(reflect.MakeSlice(v.Type(), int(n), int(n)))
-	for i := 0; i < int(n) && d.err == nil; i++ {
-		p.elem.decode(d, v.Index(i))
+	runs := make(Runs, n)
+	for i := range runs {
+		fields := d.length()
+		if fields > 0 {
+			runs[i].From = Offset(d.uint())
+		}
+		if fields > 1 {
+			runs[i].To = Offset(d.uint())
+		}
+		for ; fields > 2 && d.err == nil; fields-- {
+			d.skip()
+		}
+		if d.err != nil {
+			return
+		}
 	}
+	if err := runs.Validate(); err != nil {
+		d.err = fmt.Errorf("%w: %w", ErrBadMessage, err)
+		return
+	}
+	*to = runs
 }
