@@ -502,7 +502,7 @@ func (f *feed) expire(d *delivery, cause wire.Cause) {
 	if f.o.p.own != f.o || f.o.phase == releasing {
 		return
 	}
-	f.takeBack(d, d.runs.Clone(), cause, f.o.p.core.now.Wall, d.receipt.Attempt, false)
+	f.takeBack(d, d.runs.Clone(), cause, 0, d.receipt.Attempt, false)
 	f.o.pump()
 }
 

@@ -72,11 +72,11 @@ func (c *conn) side(i int) *host {
 // writeTime is when a frame that is given to the connection now is written.
 func (w *world) writeTime(c *conn, dir int) int64 {
 	l := w.link(c.side(dir), c.side(1-dir))
-	t := max(w.now, c.wrote[dir])
+	t := w.now
 	if l.slow > 0 {
 		t += between(w.luck(luckWrite, c.number, uint64(dir), l.packets), 0, l.slow/4)
 	}
-	return t
+	return max(t, c.wrote[dir])
 }
 
 // send writes a frame. What arrives is an encoded and decoded copy.

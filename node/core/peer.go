@@ -180,8 +180,13 @@ func (c *Core) onBeat(from ring.NodeID, b *wire.Beat) {
 		c.fetchCatalog(p)
 	}
 	for _, id := range sortedKeys(c.parts) {
-		if part := c.parts[id]; len(part.sets) > 1 {
-			part.copyOn()
+		part := c.parts[id]
+		if len(part.sets) < 2 {
+			continue
+		}
+		part.copyOn()
+		if b.Settled && b.Ring == c.rings.current.Number() && part.isHome(from) {
+			part.learnMoved(from) // the mark was set while this node was away
 		}
 	}
 }

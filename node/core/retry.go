@@ -16,6 +16,7 @@ type laneOffset struct {
 // retry is a run of messages of one batch that waits for its time.
 type retry struct {
 	wire.Retry
+	at      Instant // when it is due, by this node's monotonic clock
 	cause   wire.Cause
 	key     []byte // of its record on disk; nil: it has none
 	loaded  *cached
@@ -29,7 +30,7 @@ type retryHeap []*retry
 
 func (h retryHeap) Len() int { return len(h) }
 func (h retryHeap) Less(i, j int) bool {
-	return h[i].Due < h[j].Due || h[i].Due == h[j].Due && h[i].seq < h[j].seq
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
 }
 func (h retryHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
@@ -49,10 +50,10 @@ func (h *retryHeap) Pop() any {
 	return r
 }
 
-// takeBack ends a delivery, or part of it, without an ack: the runs wait until due.
-// spread puts the retry on disk, here and on the other home replicas, unawaited, so
-// that attempts and backoff survive a takeover.
-func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, due uint64, attempt uint32, spread bool) {
+// takeBack ends a delivery, or part of it, without an ack: the runs wait for their next delivery.
+// wait is in milliseconds. spread puts the retry on disk, here and on the other home
+// replicas, unawaited, so that attempts and backoff survive a takeover.
+func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, wait uint64, attempt uint32, spread bool) {
 	p, c := f.o.p, f.o.p.core
 	old := d.retry
 	d.retry = nil
@@ -63,7 +64,9 @@ func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, due uint6
 	}
 	var items []wire.Retry
 	for _, run := range runs {
-		r := &retry{Retry: wire.Retry{Group: f.id, Lane: d.receipt.Lane, Run: run, Attempt: attempt, Due: due}, cause: cause}
+		r := &retry{Retry: wire.Retry{
+			Group: f.id, Lane: d.receipt.Lane, Run: run, Attempt: attempt, Due: c.now.Wall + wait, Wait: wait,
+		}, cause: cause}
 		if spread {
 			r.key = retryKey(p.id, r.Retry)
 			ops = append(ops, put(r.key, r.Retry))
@@ -87,7 +90,7 @@ func (f *feed) wait(r *retry) []wire.Op {
 	p := f.o.p
 	f.lane(r.Lane).handed.Add(r.Run)
 	if len(f.retries) < p.core.cfg.Limits.Retries {
-		f.push2heap(r)
+		f.enqueue(r)
 		return nil
 	}
 	f.onDisk++
@@ -98,10 +101,15 @@ func (f *feed) wait(r *retry) []wire.Op {
 	return []wire.Op{put(retryKey(p.id, r.Retry), r.Retry)}
 }
 
-func (f *feed) push2heap(r *retry) {
+func (f *feed) enqueue(r *retry) {
 	c := f.o.p.core
 	c.names++
 	r.seq = c.names
+	wait := uint64(0)
+	if r.Due > c.now.Wall {
+		wait = min(r.Due-c.now.Wall, r.Wait)
+	}
+	r.at = c.now.Mono + Instant(wait)*Millisecond
 	f.waiting[laneOffset{r.Lane, r.Run.From}] = r
 	heap.Push(&f.retries, r)
 	f.armDue()
@@ -115,14 +123,10 @@ func (f *feed) armDue() {
 	if len(f.retries) == 0 {
 		return
 	}
-	wait := Instant(0)
-	if due := f.retries[0].Due; due > c.now.Wall {
-		wait = Instant(min(due-c.now.Wall, 3_600_000)) * Millisecond
-	}
-	f.due = c.after(wait, func() {
+	f.due = c.timers.add(max(c.now.Mono, f.retries[0].at), func() {
 		f.due = nil
 		f.o.pump()
-		if f.due == nil && len(f.retries) > 0 && f.retries[0].Due > c.now.Wall {
+		if f.due == nil && len(f.retries) > 0 && f.retries[0].at > c.now.Mono {
 			f.armDue()
 		}
 	})
@@ -141,7 +145,7 @@ func (f *feed) pop() *retry {
 // redeliver hands out a retry that is due.
 func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 	p, c := f.o.p, f.o.p.core
-	for len(f.retries) > 0 && f.retries[0].Due <= c.now.Wall {
+	for len(f.retries) > 0 && f.retries[0].at <= c.now.Mono {
 		r := f.retries[0]
 		done := p.group(f.id).runs(r.Lane)
 		open := wire.Runs{r.Run}.Minus(done)
@@ -157,7 +161,7 @@ func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 			for _, run := range open {
 				part := *r
 				part.Run, part.key = run, nil
-				f.push2heap(&part)
+				f.enqueue(&part)
 			}
 			if r.key != nil {
 				c.persistThen([]wire.Op{remove(r.key)}, nil)
@@ -176,13 +180,13 @@ func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 		if left := wire.Offset(s.left()); wire.Offset(run.Len()) > left {
 			rest := *r
 			rest.Run, rest.key = wire.Span(run.From+left, run.To), nil
-			f.push2heap(&rest)
+			f.enqueue(&rest)
 			run.To = run.From + left
 		}
 		if end := r.loaded.batch.Run().To; run.To > end { // records of more than one batch
 			rest := *r
 			rest.Run, rest.key, rest.loaded = wire.Span(end, run.To), nil, nil
-			f.push2heap(&rest)
+			f.enqueue(&rest)
 			run.To = end
 		}
 		f.lane(r.Lane).handed.Remove(run) // give adds it
@@ -256,7 +260,7 @@ func (f *feed) postpone(x *cached, from, to wire.Offset) wire.Offset {
 			}
 			break
 		}
-		r := &retry{Retry: wire.Retry{Group: f.id, Lane: b.Lane, Run: wire.Span(at, at+1), Due: due}}
+		r := &retry{Retry: wire.Retry{Group: f.id, Lane: b.Lane, Run: wire.Span(at, at+1), Due: due, Wait: uint64(delay.Milliseconds())}}
 		ops = append(ops, f.wait(r)...)
 		rest = next
 	}
@@ -318,8 +322,10 @@ func (f *feed) loadRecord(record wire.StoredRecord) []wire.Op {
 		if known.key != nil && string(known.key) != string(record.Key) {
 			ops = append(ops, remove(known.key))
 		}
-		known.Attempt, known.Due, known.key = r.Attempt, r.Due, record.Key
-		heap.Fix(&f.retries, known.index)
+		heap.Remove(&f.retries, known.index)
+		delete(f.waiting, at)
+		known.Retry, known.key = r, slices.Clone(record.Key)
+		f.enqueue(known)
 		return ops
 	}
 	if f.lane(r.Lane).flying(r.Run) {
@@ -335,7 +341,7 @@ func (f *feed) loadRecord(record wire.StoredRecord) []wire.Op {
 	if r.Attempt == 0 {
 		cause = wire.CauseNone
 	}
-	f.push2heap(&retry{Retry: r, cause: cause, key: slices.Clone(record.Key)})
+	f.enqueue(&retry{Retry: r, cause: cause, key: slices.Clone(record.Key)})
 	f.after = record.Key
 	return nil
 }

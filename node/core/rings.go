@@ -194,10 +194,11 @@ func (c *Core) ringOpen(number uint64) bool {
 	return false
 }
 
-// settled says whether all partitions of this node have moved to the current ring.
+// settled says whether all partitions that this node is a home replica of have moved to
+// the current ring.
 func (c *Core) settled() bool {
 	for _, p := range c.parts {
-		if len(p.sets) > 1 {
+		if p.home && len(p.sets) > 1 {
 			return false
 		}
 	}

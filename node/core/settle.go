@@ -190,7 +190,7 @@ func (o *ownership) change(x *wire.SettleItem) wire.Code {
 			wait = p.backoff(d.receipt.Attempt)
 		}
 		c.stats.Nacked += runs.Count()
-		f.takeBack(d, runs, wire.CauseNack, c.now.Wall+wait, d.receipt.Attempt, true)
+		f.takeBack(d, runs, wire.CauseNack, wait, d.receipt.Attempt, true)
 	case wire.SettleExtend:
 		lease := p.entry.Settings.Lease
 		if x.Delay != 0 {
@@ -209,7 +209,7 @@ func (o *ownership) change(x *wire.SettleItem) wire.Code {
 // release gives messages back without an attempt: a first delivery makes them new.
 func (f *feed) release(d *delivery, runs wire.Runs) {
 	if d.receipt.Attempt > 1 {
-		f.takeBack(d, runs, wire.CauseReleased, f.o.p.core.now.Wall, d.receipt.Attempt-1, false)
+		f.takeBack(d, runs, wire.CauseReleased, 0, d.receipt.Attempt-1, false)
 		return
 	}
 	f.settled(d, runs)

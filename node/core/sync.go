@@ -443,6 +443,16 @@ func (p *partition) checkMoved() {
 	}
 }
 
+// learnMoved asks a home replica for which the partition has moved.
+func (p *partition) learnMoved(from ring.NodeID) {
+	peer := p.core.peer(from)
+	if !peer.up || peer.pulls[p.id] {
+		return
+	}
+	peer.pulls[p.id] = true
+	p.fetchState(from, 0, func(*wire.State) { delete(peer.pulls, p.id) })
+}
+
 func (c *Core) onMoved(m *wire.Moved) {
 	for _, id := range m.Partitions {
 		if p := c.known(id); p != nil {

@@ -209,7 +209,8 @@ type Retry struct {
 	Lane    Lane
 	Run     Run
 	Attempt uint32 // of the last delivery; 0: not delivered yet
-	Due     uint64 // wall clock, milliseconds since 1970
+	Due     uint64 // wall clock, milliseconds since 1970; orders the records
+	Wait    uint64 // milliseconds from the beginning: a clock that jumped delays no longer than that
 }
 
 // Watermark says that offsets of a lane below To may have been handed out to a
