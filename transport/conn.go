@@ -93,8 +93,8 @@ const (
 	keepHead    = 64 << 10  // longer buffers are not used again
 	frameCost   = 96        // memory of a frame beyond its bytes
 	keepFrames  = 4096      // longer queues are not used again
-	scratchSize = 16 << 10  // bodies of frames without a payload
-	readBuffer  = 64 << 10
+	scratchSize = 16 << 10  // longest body of a frame without a payload that is read into memory used again
+	readBuffer  = 16 << 10  // what an idle connection costs; longer reads go past it
 )
 
 func newConn(nc net.Conn, o Options) *Conn {
@@ -109,7 +109,6 @@ func newConn(nc net.Conn, o Options) *Conn {
 	}
 	c.frames = frameReader{
 		r: bufio.NewReaderSize(countingReader{nc, &c.received}, readBuffer), limit: min(helloFrameBytes, o.MaxFrameBytes),
-		scratch: make([]byte, scratchSize),
 	}
 	return c
 }

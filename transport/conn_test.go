@@ -357,7 +357,7 @@ func TestSendBeforeDropsWhatIsLate(t *testing.T) {
 
 func TestTooLargeIsSaid(t *testing.T) {
 	h := &handler{request: func(c *Conn, id uint64, _ wire.Message) {
-		if err := c.Reply(id, &wire.Queues{Entries: make([]wire.QueueEntry, 1_000_000)}); !errors.Is(err, wire.ErrTooLarge) {
+		if err := c.Reply(id, &wire.Batches{Gone: make(wire.Runs, wire.MaxHeaderBytes/3+1)}); !errors.Is(err, wire.ErrTooLarge) {
 			t.Errorf("Reply: %v", err)
 		}
 	}}

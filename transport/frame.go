@@ -98,7 +98,7 @@ type frameReader struct {
 	r       io.Reader
 	limit   int // bytes of one frame
 	prelude [preludeSize]byte
-	scratch []byte // body of frames without a payload: nothing keeps it
+	scratch []byte // body of short frames without a payload: nothing keeps it
 }
 
 // stepBytes is how much memory a frame gets before its bytes arrive: a length alone
@@ -116,7 +116,10 @@ func (f *frameReader) next() (p prelude, header, payload []byte, err error) {
 		return p, nil, nil, err
 	}
 	var body []byte
-	if p.header == p.body && p.body <= cap(f.scratch) {
+	if p.header == p.body && p.body <= scratchSize {
+		if cap(f.scratch) < p.body {
+			f.scratch = make([]byte, min(max(256, 2*p.body), scratchSize))
+		}
 		body = f.scratch[:p.body]
 		_, err = io.ReadFull(f.r, body)
 	} else {

@@ -230,7 +230,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(rawFrame(f, &wire.Enqueue{Count: 1, Records: []byte{2, 0, 0}}, flagRequest, 77))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r := &frameReader{r: &chunks{b}, limit: 1 << 20, scratch: make([]byte, 256)}
+		r := &frameReader{r: &chunks{b}, limit: 1 << 20}
 		for {
 			p, header, payload, err := r.next()
 			if err != nil {
