@@ -198,11 +198,13 @@ func (l *loop) run() {
 		}
 		l.mu.Lock()
 		inbox, l.inbox = l.inbox, inbox[:0]
-		sends, l.sends = l.sends, nil // kept by the core
+		sends, l.sends = l.sends, sends[:0]
 		settles, l.settles = l.settles, settles[:0]
 		l.mu.Unlock()
 		closed = l.steps(inbox, sends, settles)
 		clear(inbox)
+		clear(sends)
+		clear(settles)
 		if next := l.core.Next(); next != core.Never {
 			timer.Reset(max(0, next.Sub(l.now())))
 		} else {

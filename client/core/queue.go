@@ -37,7 +37,7 @@ type partition struct {
 	sequence    uint64 // of the next message
 	afterLane   wire.Lane
 	afterOffset wire.Offset
-	pending     []Item
+	pending     line    // for the next batches
 	batch       *batch  // the one under way
 	wakeAt      Instant // of the timer for the batch; 0: none
 	expires     Instant // of the timer for messages whose time is over; 0: none
@@ -46,7 +46,7 @@ type partition struct {
 // busy tells whether messages wait for an answer.
 func (q *queue) busy() bool {
 	for _, p := range q.partitions {
-		if p.batch != nil || len(p.pending) > 0 {
+		if p.batch != nil || p.pending.len > 0 {
 			return true
 		}
 	}

@@ -29,7 +29,7 @@ type world struct {
 	mesh     *wire.Mesh
 	entry    wire.QueueEntry
 	calls    map[CallID]Call
-	shown    []CallID // by the number that the script knows
+	shown    []CallID   // by the number that the script knows
 	taken    []Delivery // received, in order
 	consumer ConsumerKey
 	alive    bool // pings are answered, and not worth a line

@@ -109,7 +109,7 @@ func (c *Core) sendAll(now Instant, items []Item) {
 			p = q.next()
 		}
 		c.expireAt(p, it.Until)
-		p.pending = append(p.pending, *it)
+		p.pending.push(it)
 		if p.batch == nil && !slices.Contains(touched, p) {
 			touched = append(touched, p)
 		}
@@ -130,7 +130,7 @@ func sizeOf(r *wire.Record) int {
 
 // pump begins the next batch of a partition, unless one is under way.
 func (c *Core) pump(now Instant, p *partition) {
-	for p.batch == nil && len(p.pending) > 0 {
+	for p.batch == nil && p.pending.len > 0 {
 		c.begin(now, p)
 	}
 	if p.batch != nil {
@@ -141,34 +141,33 @@ func (c *Core) pump(now Instant, p *partition) {
 // begin makes a batch of what is pending, as much as fits.
 func (c *Core) begin(now Instant, p *partition) {
 	count, size := 0, 0
-	for count < len(p.pending) && count < wire.MaxBatchMessages {
-		s := sizeOf(&p.pending[count].Record)
-		if count > 0 && size+s > maxBatchBytes {
-			break
+	p.pending.each(func(it *Item) bool {
+		n := sizeOf(&it.Record)
+		if count == wire.MaxBatchMessages || count > 0 && size+n > maxBatchBytes {
+			return false
 		}
-		count, size = count+1, size+s
-	}
+		count, size = count+1, size+n
+		return true
+	})
 	b := &batch{records: make([]byte, 0, size), tried: map[LinkID]bool{}, items: make([]Item, 0, count)}
 	limit := int(p.queue.entry.Settings.MaxMessageBytes)
-	for i := range count {
-		it := &p.pending[i]
-		if it.Ticket == nil {
-			continue
+	left := count
+	p.pending.each(func(it *Item) bool {
+		if left--; left < 0 {
+			return false
 		}
 		before := len(b.records)
 		b.records = wire.AppendRecord(b.records, &it.Record)
 		if n := len(b.records) - before - prefix(len(b.records)-before); n > limit {
 			b.records = b.records[:before]
 			c.failItem(it, wire.Errorf(wire.ErrTooLarge, "message of %d bytes, limit %d", n, limit), false)
-			continue
+			return true
 		}
 		b.flags |= wire.RecordFlags(&it.Record)
 		b.items = append(b.items, Item{Ticket: it.Ticket, Until: it.Until})
-	}
-	clear(p.pending[:count])
-	if p.pending = p.pending[count:]; len(p.pending) == 0 {
-		p.pending = nil // a spike is not kept
-	}
+		return true
+	})
+	p.pending.drop(count)
 	if len(b.items) == 0 {
 		return
 	}
@@ -521,9 +520,10 @@ func (c *Core) expireAt(p *partition, at Instant) {
 				}
 			}
 		}
-		for i := range p.pending {
-			next = min(next, p.pending[i].Until)
-		}
+		p.pending.each(func(it *Item) bool {
+			next = min(next, it.Until)
+			return true
+		})
 		if next != Never {
 			c.expireAt(p, next)
 		}
@@ -550,12 +550,9 @@ func (c *Core) drop(now Instant, p *partition, match func(*Item) bool, cause err
 			b.left--
 		}
 	}
-	kept := p.pending[:0]
-	for i := range p.pending {
-		it := &p.pending[i]
+	p.pending.remove(func(it *Item) bool {
 		if !match(it) {
-			kept = append(kept, *it)
-			continue
+			return false
 		}
 		found = true
 		err := cause
@@ -563,9 +560,8 @@ func (c *Core) drop(now Instant, p *partition, match func(*Item) bool, cause err
 			err = ErrNotSent
 		}
 		c.failItem(it, err, false)
-	}
-	clear(p.pending[len(kept):])
-	p.pending = kept
+		return true
+	})
 	if b := p.batch; b != nil && b.left == 0 {
 		c.giveUp(now, p, ErrCanceled)
 	}
@@ -627,9 +623,10 @@ func (c *Core) failQueue(q *queue, err error) {
 		if p.batch != nil {
 			c.failBatch(p, err)
 		}
-		for i := range p.pending {
-			c.failItem(&p.pending[i], err, false)
-		}
-		p.pending = nil
+		p.pending.each(func(it *Item) bool {
+			c.failItem(it, err, false)
+			return true
+		})
+		p.pending = line{}
 	}
 }
