@@ -68,9 +68,10 @@ type Config struct {
 	// store's. Small segments give space back sooner and cost more files.
 	SegmentBytes int64
 
-	// MinFree is the free space in bytes below which enqueues are refused, and they are
-	// taken again above it; default: the store's, 1 GiB or two segments. Less uses a small
-	// disk better, and leaves less room for acks when it is full.
+	// MinFree is the free space in bytes below which enqueues are refused; they are taken
+	// again a quarter above it. Default: 1 GiB or two segments, at least 64 MiB. Half of it is
+	// for what is under way then, the other half for acks and for giving space back. Less
+	// uses a small disk better and copes with smaller bursts.
 	MinFree int64
 
 	// TLS names files in PEM. With it clients and nodes use TLS on the mesh port, and
@@ -139,6 +140,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Weight == 0 {
 		c.Weight = 1
+	}
+	if c.MinFree == 0 {
+		c.MinFree = max(defaultMinFree, 2*c.SegmentBytes)
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 20 * time.Second
@@ -209,8 +213,8 @@ func (c Config) Validate() error {
 	if c.SegmentBytes < 0 {
 		bad("segment size is %d bytes", c.SegmentBytes)
 	}
-	if c.MinFree < 0 {
-		bad("free space to keep is %d bytes", c.MinFree)
+	if c.MinFree < leastMinFree {
+		bad("free space to keep is %d bytes, allowed are %d or more", c.MinFree, leastMinFree)
 	}
 	if c.TLS.on() {
 		for _, f := range []struct{ what, file string }{{"cert", c.TLS.Cert}, {"key", c.TLS.Key}, {"ca", c.TLS.CA}} {

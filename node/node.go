@@ -41,6 +41,7 @@ type Node struct {
 	registry *prometheus.Registry // all metrics of this node
 	meter    *meter
 	in       *inbox
+	look     chan struct{} // capacity 1: the store is full, or no longer
 	loop     *loop
 	disk     *disk
 	door     *door
@@ -83,7 +84,7 @@ func start(ctx context.Context, config Config, newMachine func(core.Config, core
 	config = config.withDefaults()
 	n := &Node{
 		config: config, log: config.Logger.With("name", config.Name),
-		registry: prometheus.NewRegistry(), meter: newMeter(), in: newInbox(inboxItems, inboxBytes),
+		registry: prometheus.NewRegistry(), meter: newMeter(), in: newInbox(inboxItems, inboxBytes), look: make(chan struct{}, 1),
 		drainedC: make(chan struct{}), readyC: make(chan struct{}), joinedC: make(chan struct{}),
 		wantDrain: make(chan struct{}), wantStop: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -139,13 +140,14 @@ func start(ctx context.Context, config Config, newMachine func(core.Config, core
 // in the inbox.
 func (n *Node) openStore() (*store.Recovered, error) {
 	s, recovered, err := store.Open(store.Options{
-		Dir: n.config.Data, Sync: n.config.Sync, SegmentBytes: n.config.SegmentBytes, MinFree: n.config.MinFree,
+		Dir: n.config.Data, Sync: n.config.Sync, SegmentBytes: n.config.SegmentBytes,
+		MinFree: storeMinFree(n.config.MinFree), Reserve: storeReserve(n.config.MinFree), MaxUsed: storeMaxUsed,
 		LazyPrefixes: [][]byte{{'r'}}, // retry records: the core scans them
 		Logger:       n.log, Registerer: n.registry,
 		OnDamage: func(p wire.PartitionID, l wire.Lane, runs wire.Runs) {
 			n.in.force(item{event: core.Damage{Partition: p, Lane: l, Runs: runs}})
 		},
-		OnFull:   func(full bool) { n.in.force(item{event: core.Disk{Full: full}}) },
+		OnFull:   func(bool) { poke(n.look) },
 		OnFailed: func(err error) { n.fail(fmt.Errorf("store: %w", err)) },
 	})
 	if err != nil {
@@ -321,6 +323,8 @@ func (n *Node) run() {
 	for range readers {
 		n.goes(reading, "store", n.disk.run)
 	}
+	room := &room{usage: n.store.Usage, minFree: n.config.MinFree, in: n.in, log: n.log, look: n.look}
+	n.goes(reading, "room", room.run)
 	n.peers.ctx = linking.ctx // before the loop can name peers
 	n.goes(looping, "loop", n.loop.run)
 	n.goes(looping, "loop", n.watch)
