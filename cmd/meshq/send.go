@@ -288,7 +288,7 @@ func (r *sendReport) print(out *bufio.Writer, line int, sent *client.Sent) {
 // end says what became of all messages.
 func (r *sendReport) end(ctx context.Context, sourceErr error) error {
 	took := time.Since(r.started)
-	if r.flags.file != "" || r.flags.json {
+	if r.flags.file != "" {
 		fmt.Fprintf(r.err, "meshq: %s confirmed in %s (%.0f/s)\n", plural(r.confirmed, "message"), round(took), r.rate())
 	}
 	switch {
