@@ -260,14 +260,15 @@ func (k *checker) replied(h *host, r *request, answer wire.Message) {
 	}
 }
 
-// allDone tells whether all groups of the message's queue have confirmed acks of it.
+// allDone tells whether consumers of all groups have acked a message: then it needs no
+// copies any more. Acks that are kept without a confirm count too.
 func (k *checker) allDone(m msgKey) bool {
 	s := k.messages[m]
 	if s == nil {
 		return false
 	}
 	for _, g := range s.q.entry.Groups {
-		if k.acked[groupKey{wire.Group(g.Name, g.Generation), m}] == 0 {
+		if !k.acking[groupKey{wire.Group(g.Name, g.Generation), m}] {
 			return false
 		}
 	}

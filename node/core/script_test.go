@@ -334,7 +334,7 @@ func (s *script) command(line string) error {
 		}
 		h.disk.stallNext = int64(d)
 		pause = 0
-	case "enqueue": // enqueue NODE BODY... [producer=p]
+	case "enqueue": // enqueue NODE BODY... [producer=p wait=MS]
 		return s.enqueue(words, false)
 	case "retry": // retry NODE [producer=p]: the last batch again
 		return s.enqueue(words, true)
@@ -463,9 +463,12 @@ func (s *script) mesh(words []string) error {
 	if err := s.create(append([]string{"photos"}, set...)); err != nil {
 		return err
 	}
-	s.runFor(8 * second)
+	s.runFor(65 * second) // the best placed node owns it by then
 	s.out = nil
 	s.check.idle = false
+	for _, p := range s.q.partitions() {
+		s.check.ownerAt[p] = s.now
+	}
 	s.line("ring %d: %s", s.table().Number, strings.Join(words, " "))
 	p := s.q.entry.Partition(0)
 	owner := "nobody"
@@ -522,7 +525,7 @@ func (p *scriptProducer) askOnce(c *conn) {
 }
 
 func (s *script) enqueue(words []string, retry bool) error {
-	name := option(&words, "producer", "p")
+	name, wait := option(&words, "producer", "p"), number(&words, "wait", 20)
 	if len(words) == 0 || len(words) == 1 && !retry || s.q == nil {
 		return errUsage
 	}
@@ -559,7 +562,7 @@ func (s *script) enqueue(words []string, retry bool) error {
 	} else {
 		p.h.dial(to)
 	}
-	s.runFor(20 * millisecond)
+	s.runFor(int64(wait) * millisecond)
 	return nil
 }
 
