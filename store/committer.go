@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -173,7 +174,9 @@ func (c *committer) commit(group []*request) {
 		} else {
 			c.dirty = true
 			c.s.commit.Store(c.number)
-			c.s.settled(c.number)
+			if slices.ContainsFunc(group, func(r *request) bool { return !r.internal && r.result == nil }) {
+				c.s.settled()
+			}
 			c.s.metrics.committed(time.Since(start), bytes)
 		}
 	}

@@ -25,6 +25,7 @@ type model struct {
 	mu      sync.Mutex
 	commit  uint64
 	records map[string][]byte
+	history map[string]bool // key=value that ever was
 	lanes   map[laneKey]*modelLane
 	closed  bool
 }
@@ -35,7 +36,7 @@ type modelLane struct {
 }
 
 func newModel() *model {
-	return &model{records: make(map[string][]byte), lanes: make(map[laneKey]*modelLane)}
+	return &model{records: make(map[string][]byte), history: make(map[string]bool), lanes: make(map[laneKey]*modelLane)}
 }
 
 func (m *model) Commit(ops []wire.Op, done func(uint64, error)) error {
@@ -81,6 +82,7 @@ func (m *model) apply(op *wire.Op) {
 		slices.SortFunc(l.batches, func(a, b wire.Batch) int { return int(a.Base) - int(b.Base) })
 	case wire.OpPut:
 		m.records[string(op.Key)] = bytes.Clone(op.Value)
+		m.history[string(op.Key)+"="+string(op.Value)] = true
 	case wire.OpDelete:
 		delete(m.records, string(op.Key))
 	case wire.OpDeleteRange:

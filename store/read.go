@@ -36,12 +36,13 @@ func (s *Store) Read(p wire.PartitionID, l wire.Lane, runs wire.Runs, maxBytes i
 	defer s.leave()
 	r := &reading{s: s, lane: laneKey{p, l}, left: maxBytes}
 	want := runs.Clone()
-	for range 10 { // a segment may go, with its batches moved, between find and acquire
+	for range 1000 { // what was found may be freed, or moved to another segment, before it is read
 		pieces := s.index.find(r.lane, want)
 		again := false
 		for _, piece := range pieces {
 			err := r.piece(piece)
 			if errors.Is(err, errGone) {
+				want.Remove(wire.Span(0, r.at))
 				again = true
 				break
 			}
@@ -64,7 +65,8 @@ func (s *Store) Read(p wire.PartitionID, l wire.Lane, runs wire.Runs, maxBytes i
 type reading struct {
 	s       *Store
 	lane    laneKey
-	left    int // bytes that may still be read
+	left    int         // bytes that may still be read
+	at      wire.Offset // all below is read
 	full    bool
 	batches []wire.Batch
 	damaged wire.Runs
@@ -78,22 +80,23 @@ func (r *reading) piece(p piece) error {
 	}
 	if err != nil {
 		r.s.o.Logger.Error("segment does not open", "segment", p.segment.id, "err", err)
-		r.lose(p.segment, p.run)
-		return nil
+		return r.lose(p.segment, p.run)
 	}
 	defer r.s.segments.release(p.segment)
-	if err := r.read(db, p); err != nil {
+	err = r.read(db, p)
+	if err != nil && !errors.Is(err, errGone) {
 		r.s.o.Logger.Error("segment cannot be read", "segment", p.segment.id, "err", err)
-		r.lose(p.segment, p.run)
+		return r.lose(p.segment, p.run)
 	}
-	return nil
+	return err
 }
 
-// lose counts what is still live of run in s as damaged.
-func (r *reading) lose(s *segment, run wire.Run) {
+// lose counts what is still live of run in s as damaged. If that is nothing, it was
+// freed or moved in between: errGone.
+func (r *reading) lose(s *segment, run wire.Run) error {
 	lost := r.s.index.liveIn(s, r.lane, run)
 	if len(lost) == 0 {
-		return // freed or moved in between
+		return errGone
 	}
 	for _, x := range lost {
 		r.s.index.remove(s, r.lane, x)
@@ -101,6 +104,7 @@ func (r *reading) lose(s *segment, run wire.Run) {
 	r.s.countDamage(1)
 	// A copy in another segment, if there is one, is found by the next Read.
 	r.damaged.AddAll(lost.Minus(r.s.index.held(r.lane)))
+	return nil
 }
 
 func (r *reading) read(db *badger.DB, p piece) (err error) {
@@ -115,8 +119,8 @@ func (r *reading) read(db *badger.DB, p piece) (err error) {
 	it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 	defer it.Close()
 	seekFrom(txn, it, prefix, p.run.From)
-	at := p.run.From
-	for ; it.Valid() && at < p.run.To; it.Next() {
+	r.at = p.run.From
+	for ; it.Valid() && r.at < p.run.To; it.Next() {
 		item := it.Item()
 		ref, err := decodeBatchKey(item.Key())
 		if err != nil {
@@ -126,15 +130,21 @@ func (r *reading) read(db *badger.DB, p piece) (err error) {
 		if run.From >= p.run.To {
 			break
 		}
-		if run.To <= at || len(r.s.index.liveIn(p.segment, r.lane, wire.Span(max(run.From, at), min(run.To, p.run.To)))) == 0 {
+		if run.To <= r.at {
 			continue
 		}
 		if n := len(r.batches); n > 0 && r.batches[n-1].Run() == run {
-			at = run.To // the batch before this piece reached into it
+			r.at = run.To // the batch before this piece reached into it
 			continue
 		}
-		if run.From > at {
-			r.lose(p.segment, wire.Span(at, run.From))
+		if run.From > r.at {
+			if err := r.lose(p.segment, wire.Span(r.at, run.From)); err != nil {
+				return err
+			}
+			r.at = run.From
+		}
+		if len(r.s.index.liveIn(p.segment, r.lane, wire.Span(r.at, min(run.To, p.run.To)))) == 0 {
+			return errGone
 		}
 		if len(r.batches) > 0 && r.left <= 0 {
 			r.full = true
@@ -148,17 +158,23 @@ func (r *reading) read(db *badger.DB, p piece) (err error) {
 			r.full = true
 			return nil
 		}
-		at = run.To
 		b, err := checkBatch(item.Key(), stored)
 		if err != nil {
-			r.lose(p.segment, run)
+			if err := r.lose(p.segment, run); err != nil {
+				return err
+			}
+			r.at = run.To
 			continue
 		}
+		r.at = run.To
 		r.batches = append(r.batches, b)
 		r.left -= b.Size()
 	}
-	if at < p.run.To {
-		r.lose(p.segment, wire.Span(at, p.run.To))
+	if r.at < p.run.To {
+		if err := r.lose(p.segment, wire.Span(r.at, p.run.To)); err != nil {
+			return err
+		}
+		r.at = p.run.To
 	}
 	return nil
 }

@@ -127,9 +127,9 @@ func (s *Store) shutdown() error {
 	return errors.Join(errs...)
 }
 
-// settled is told of each synced group: what was reported as damage at Open is
-// now known to whoever must act on it.
-func (s *Store) settled(uint64) {
+// settled is told of each synced commit of the store's user: what was reported as
+// damage at Open is now known to whoever must act on it.
+func (s *Store) settled() {
 	if !s.report.Load() {
 		return
 	}
