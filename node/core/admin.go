@@ -109,7 +109,7 @@ func (p *partition) groupState(g wire.GroupID) wire.GroupState {
 	s := wire.GroupState{Group: g}
 	set := p.group(g)
 	var open uint64
-	for _, id := range sortedLanes(p.lanes) {
+	for _, id := range p.order {
 		open += p.lanes[id].held.Minus(set.runs(id)).Count()
 		s.Done += set.runs(id).Count()
 	}

@@ -137,7 +137,7 @@ func (c *Core) catalogChanged(e *wire.QueueEntry) {
 		id := e.Partition(i)
 		c.places[id] = place{queue: e.Name, index: i}
 		if p := c.parts[id]; p != nil {
-			p.entry = e
+			p.setEntry(e)
 		}
 		if c.member() {
 			c.place(id)

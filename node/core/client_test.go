@@ -35,7 +35,7 @@ func (q *queue) group(name string) wire.GroupID {
 // preference is the preference list of a partition by the newest ring: hosts that exist.
 func (w *world) preference(p wire.PartitionID) []*host {
 	var out []*host
-	for _, id := range ring.New(w.table()).Preference(nil, uint64(p), 0) {
+	for _, id := range w.ring().Preference(nil, uint64(p), 0) {
 		if h := w.node(id); h != nil {
 			out = append(out, h)
 		}
@@ -56,8 +56,8 @@ func (w *world) homes(q *queue, p wire.PartitionID) []*host {
 }
 
 func (w *world) homeIDs(q *queue, p wire.PartitionID) []ring.NodeID {
-	t := w.table()
-	return ring.New(t).Preference(nil, uint64(p), min(len(t.Members), int(q.entry.Settings.Replicas)))
+	r := w.ring()
+	return r.Preference(nil, uint64(p), min(r.Len(), int(q.entry.Settings.Replicas)))
 }
 
 // admin creates queues. It tries every node in turn until one answers.

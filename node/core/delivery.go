@@ -406,7 +406,7 @@ const maxPostponed = 1000
 // oldest is the batch whose turn it is, with the first offset to hand out.
 func (f *feed) oldest() (best *cached, from wire.Offset) {
 	p, c := f.o.p, f.o.p.core
-	for _, id := range sortedLanes(p.lanes) {
+	for _, id := range p.order {
 		l, fl := p.lanes[id], f.lane(id)
 		at, ok := f.head(l, fl)
 		for ok {

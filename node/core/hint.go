@@ -54,7 +54,7 @@ func (p *partition) drainHints() {
 	}
 	for _, id := range homes {
 		if id == c.self {
-			for _, l := range sortedLanes(p.lanes) {
+			for _, l := range p.order {
 				know(id, l, p.lanes[l].have())
 			}
 			asked()
@@ -64,7 +64,7 @@ func (p *partition) drainHints() {
 			switch {
 			case s == nil || s.Repairing:
 			case s.Equal:
-				for _, l := range sortedLanes(p.lanes) {
+				for _, l := range p.order {
 					know(id, l, p.lanes[l].have())
 				}
 			default:

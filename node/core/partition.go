@@ -23,8 +23,13 @@ type partition struct {
 	// majority of each (DESIGN section 11).
 	sets [][]ring.NodeID
 	home bool // this node is in one of sets
+	// all are the home replicas of all open rings, the current ring's first; others are
+	// those without this node, backups the nodes after them. Computed from sets.
+	all, others, backups []ring.NodeID
+	gids                 []wire.GroupID // of entry.Groups
 
 	lanes     map[wire.Lane]*lane
+	order     []wire.Lane // keys of lanes, sorted
 	groups    map[wire.GroupID]*ackSet
 	producers map[wire.ProducerID]*producer
 	segments  int // of all producers
@@ -121,12 +126,13 @@ func (c *Core) known(id wire.PartitionID) *partition {
 		return nil
 	}
 	p := &partition{
-		core: c, id: id, index: at.index, entry: e,
+		core: c, id: id, index: at.index,
 		lanes: map[wire.Lane]*lane{}, groups: map[wire.GroupID]*ackSet{},
 		producers: map[wire.ProducerID]*producer{}, hints: map[wire.Lane]wire.Runs{},
 		copied: map[ring.NodeID]uint64{}, copying: map[ring.NodeID]bool{}, repaired: map[ring.NodeID]bool{},
 	}
 	c.parts[id] = p
+	p.setEntry(e)
 	p.placeNow()
 	return p
 }
@@ -155,7 +161,7 @@ func (p *partition) placeNow() {
 		return
 	}
 	current := c.rings.current.Number()
-	first := max(p.moved, p.entry.CreatedRing)
+	first := min(max(p.moved, p.entry.CreatedRing), current) // a queue may be of a ring that is not known here yet
 	p.sets = nil
 	for _, n := range sortedKeys(c.rings.tables) {
 		if n < first || n > current {
@@ -174,6 +180,25 @@ func (p *partition) placeNow() {
 		p.moved = current
 	}
 	p.n, p.w = effective(&p.entry.Settings, c.rings.current.Len())
+	p.all = slices.Clone(p.sets[len(p.sets)-1])
+	for _, set := range p.sets[:len(p.sets)-1] {
+		for _, id := range set {
+			if !slices.Contains(p.all, id) {
+				p.all = append(p.all, id)
+			}
+		}
+	}
+	p.others, p.backups = nil, nil
+	for _, id := range p.all {
+		if id != c.self {
+			p.others = append(p.others, id)
+		}
+	}
+	for _, id := range c.rings.current.Preference(nil, uint64(p.id), 0) {
+		if !slices.Contains(p.all, id) {
+			p.backups = append(p.backups, id)
+		}
+	}
 	was := p.home
 	p.home = slices.ContainsFunc(p.sets, func(set []ring.NodeID) bool { return slices.Contains(set, c.self) })
 	if p.own != nil {
@@ -191,33 +216,16 @@ func sameNodes(a, b []ring.NodeID) bool {
 	return slices.Equal(a, b)
 }
 
-// homes are the home replicas of all open rings, the current ring's first.
-func (p *partition) homes() []ring.NodeID {
-	if len(p.sets) == 0 {
-		return nil
-	}
-	out := slices.Clone(p.sets[len(p.sets)-1])
-	for _, set := range p.sets[:len(p.sets)-1] {
-		for _, id := range set {
-			if !slices.Contains(out, id) {
-				out = append(out, id)
-			}
-		}
-	}
-	return out
-}
+// homes are the home replicas of all open rings, the current ring's first. The caller
+// must not change it.
+func (p *partition) homes() []ring.NodeID { return p.all }
 
-// otherHomes are the home replicas without this node.
-func (p *partition) otherHomes() []ring.NodeID {
-	return slices.DeleteFunc(p.homes(), func(id ring.NodeID) bool { return id == p.core.self })
-}
+// otherHomes are the home replicas without this node. The caller must not change it.
+func (p *partition) otherHomes() []ring.NodeID { return p.others }
 
-// fallbacks are the nodes after the home replicas in the preference list.
-func (p *partition) fallbacks() []ring.NodeID {
-	homes := p.homes()
-	all := p.core.rings.current.Preference(nil, uint64(p.id), 0)
-	return slices.DeleteFunc(all, func(id ring.NodeID) bool { return slices.Contains(homes, id) })
-}
+// fallbacks are the nodes after the home replicas in the preference list. The caller
+// must not change it.
+func (p *partition) fallbacks() []ring.NodeID { return p.backups }
 
 // isHome says whether a node is a home replica in an open ring.
 func (p *partition) isHome(id ring.NodeID) bool { return slices.Contains(p.homes(), id) }
@@ -246,6 +254,8 @@ func (p *partition) lane(id wire.Lane) *lane {
 	if l == nil {
 		l = &lane{id: id}
 		p.lanes[id] = l
+		i, _ := slices.BinarySearchFunc(p.order, id, wire.Lane.Compare)
+		p.order = slices.Insert(p.order, i, id)
 	}
 	return l
 }
@@ -259,13 +269,17 @@ func (p *partition) group(id wire.GroupID) *ackSet {
 	return g
 }
 
-// groupIDs are the groups of the queue, in the order of their names.
-func (p *partition) groupIDs() []wire.GroupID {
-	out := make([]wire.GroupID, len(p.entry.Groups))
-	for i, g := range p.entry.Groups {
-		out[i] = wire.Group(g.Name, g.Generation)
+// groupIDs are the groups of the queue, in the order of their names. The caller must
+// not change it.
+func (p *partition) groupIDs() []wire.GroupID { return p.gids }
+
+// setEntry takes a version of the queue's entry.
+func (p *partition) setEntry(e *wire.QueueEntry) {
+	p.entry = e
+	p.gids = nil
+	for _, g := range e.Groups {
+		p.gids = append(p.gids, wire.Group(g.Name, g.Generation))
 	}
-	return out
 }
 
 // doneByAll is what of a lane every group has done.
@@ -407,7 +421,7 @@ func (d *doneSet) fold(p wire.PartitionID, g wire.GroupID, l wire.Lane) []wire.O
 // knows all groups that the acceptor of the batches knew.
 func (p *partition) free() []wire.Op {
 	var ops []wire.Op
-	for _, id := range sortedLanes(p.lanes) {
+	for _, id := range p.order {
 		l := p.lanes[id]
 		if l.catalog > p.core.catalog.version {
 			continue
@@ -431,7 +445,7 @@ func (p *partition) free() []wire.Op {
 func (p *partition) drop() []wire.Op {
 	c := p.core
 	var ops []wire.Op
-	for _, id := range sortedLanes(p.lanes) {
+	for _, id := range p.order {
 		for _, run := range p.lanes[id].held {
 			ops = append(ops, wire.Op{Kind: wire.OpFree, Partition: p.id, Lane: id, Run: run})
 		}
@@ -458,7 +472,7 @@ func (p *partition) leave() {
 		p.own.stepDown()
 	}
 	p.core.timers.stop(p.claim)
-	for _, id := range sortedLanes(p.lanes) {
+	for _, id := range p.order {
 		if held := p.lanes[id].held; len(held) > 0 {
 			hints := p.hints[id].Clone()
 			hints.AddAll(held)
@@ -490,7 +504,7 @@ func (p *partition) digest() uint64 {
 			add(uint64(r.From), uint64(r.To))
 		}
 	}
-	for _, id := range sortedLanes(p.lanes) {
+	for _, id := range p.order {
 		have := p.lanes[id].have().Clone()
 		have.AddAll(p.doneByAll(id))
 		runs(id, have)

@@ -570,6 +570,7 @@ func (w *world) sortedLinks() []linkAt {
 // TestSwarm runs seeds: random meshes under random faults. What fails prints its
 // seed, the broken promise, and the life of the guilty message.
 func TestSwarm(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	if *swarmSeed != 0 {
 		s := newSwarm(*swarmSeed)
 		var lines []string

@@ -57,7 +57,7 @@ func (p *partition) state(m *wire.GetState) *wire.State {
 		s.Equal = true
 		return s
 	}
-	for _, id := range sortedLanes(p.lanes) {
+	for _, id := range p.order {
 		if have := p.lanes[id].have(); len(have) > 0 {
 			s.Have = append(s.Have, wire.LaneRuns{Lane: id, Runs: have.Clone()})
 		}
@@ -236,7 +236,7 @@ func (c *Core) onGetBatches(req ReqID, m *wire.GetBatches) {
 // names as its predecessor, and calls done when there is news.
 func (p *partition) seek(l wire.Lane, o wire.Offset, done func()) {
 	c := p.core
-	nodes := append(p.otherHomes(), p.fallbacks()...)
+	nodes := slices.Concat(p.otherHomes(), p.fallbacks())
 	waiting := len(nodes)
 	finish := func() {
 		if waiting--; waiting == 0 {

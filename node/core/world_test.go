@@ -62,6 +62,7 @@ type world struct {
 	disks diskModel
 	check *checker
 
+	newest  *ring.Ring
 	hash    uint64 // rolling hash of everything that happened
 	steps   int
 	tracing bool
@@ -632,6 +633,15 @@ func (w *world) table() ring.Table {
 		}
 	}
 	return best
+}
+
+// ring is the newest ring that any node knows.
+func (w *world) ring() *ring.Ring {
+	t := w.table()
+	if w.newest == nil || w.newest.Number() != t.Number || w.newest.Len() != len(t.Members) {
+		w.newest = ring.New(t)
+	}
+	return w.newest
 }
 
 // copied is what arrives when msg is sent: encoded and decoded, so that the two
