@@ -192,6 +192,12 @@ func hintFor(queue string, m *meshFlags, err error) string {
 	command := func(s string) string { return fmt.Sprintf("%q", self()+" "+s+server) }
 	switch {
 	case errors.Is(err, client.ErrUnreachable):
+		switch {
+		case strings.Contains(err.Error(), "tls: "):
+			return "a node is there, but its certificate and those of --tls-ca, --tls-cert and --tls-key do not fit each other"
+		case strings.Contains(err.Error(), "closed by the other side") && m.ca == "":
+			return "a node is there and hangs up: if the mesh uses TLS, name --tls-ca, --tls-cert and --tls-key"
+		}
 		if strings.Contains(err.Error(), "dial "+defaultServer) {
 			return fmt.Sprintf("is a mesh running? %q starts one on this machine; --server or MESHQ_SERVERS names another", self()+" dev")
 		}
