@@ -249,11 +249,26 @@ func (o *ownership) granted(id ring.NodeID, g *wire.Granted, asked Instant) {
 		o.check()
 		return
 	}
+	o.catchUp(id)
+}
+
+// catchUp merges the state of a node that has granted, until that has worked.
+func (o *ownership) catchUp(id ring.NodeID) {
+	p := o.p
 	p.fetchState(id, 0, func(s *wire.State) {
-		if p.own == o && s != nil {
+		if p.own != o || o.phase != claiming {
+			return
+		}
+		if s != nil {
 			o.merged[id] = true
 			o.check()
+			return
 		}
+		p.core.after(rankDelay, func() {
+			if p.own == o && o.phase == claiming && o.holds(id) {
+				o.catchUp(id)
+			}
+		})
 	})
 }
 
@@ -264,11 +279,6 @@ func (o *ownership) check() {
 		return
 	}
 	if !p.majority(func(id ring.NodeID) bool { return o.holds(id) && o.merged[id] }) {
-		return
-	}
-	if !o.valid() {
-		o.abandon() // the lease ran out while catching up
-		p.claimIn(0)
 		return
 	}
 	never := o.previous == wire.Term{}
@@ -366,6 +376,11 @@ func (o *ownership) askLate(id ring.NodeID) {
 			return
 		}
 		p.movedTo(g.Moved)
+		if g.OK && o.phase == claiming {
+			o.hear(g)
+			o.granted(id, g, asked)
+			return
+		}
 		if g.OK {
 			o.grants[id] = max(o.grants[id], leaseOf(asked))
 			if g.Sum != p.digest() {
@@ -617,6 +632,7 @@ func (c *Core) renewed(from ring.NodeID, set map[wire.PartitionID]wire.Term, r *
 		was := o.valid()
 		o.grants[from] = max(o.grants[from], leaseOf(asked))
 		if !was && o.valid() {
+			o.check()
 			o.pump()
 		}
 	}
