@@ -117,7 +117,7 @@ func start(ctx context.Context, config Config, newMachine func(core.Config, core
 	n.boot = recovered.Boot
 	n.self = n.member(recovered.Node)
 	n.log = n.log.With("node", n.self.ID.String())
-	n.warn()
+	n.warn(n.Addr(), n.GossipAddr())
 
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails
@@ -226,14 +226,14 @@ func privateAddress() string {
 	return other
 }
 
-// warn says what is dangerous.
-func (n *Node) warn() {
+// warn says what is dangerous about the addresses listened on.
+func (n *Node) warn(mesh, gossip string) {
 	for _, w := range []struct {
 		what, address, hint string
 		safe                bool
 	}{
-		{"mesh port", n.Addr(), "name certificate, key and authority for TLS, or listen on 127.0.0.1", n.config.TLS.on()},
-		{"gossip port", n.GossipAddr(), "set a gossip key, or listen on 127.0.0.1", len(n.config.GossipKey) > 0},
+		{"mesh port", mesh, "name certificate, key and authority for TLS, or listen on 127.0.0.1", n.config.TLS.on()},
+		{"gossip port", gossip, "set a gossip key, or listen on 127.0.0.1", len(n.config.GossipKey) > 0},
 	} {
 		host, _, _ := net.SplitHostPort(w.address)
 		if ip := net.ParseIP(host); !w.safe && (ip == nil || !ip.IsLoopback()) {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -750,5 +752,41 @@ func TestValidateListsAll(t *testing.T) {
 	}
 	if err := (Config{Data: t.TempDir()}).Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAdvertised(t *testing.T) {
+	for _, c := range []struct{ advertise, address, want string }{
+		{"", "127.0.0.1:7700", "127.0.0.1:7700"},
+		{"", "[::1]:7700", "[::1]:7700"},
+		{"", "[::]:7700", net.JoinHostPort(privateAddress(), "7700")},
+		{"", "0.0.0.0:7700", net.JoinHostPort(privateAddress(), "7700")},
+		{"queue.example", "0.0.0.0:7700", "queue.example:7700"},
+	} {
+		n := &Node{config: Config{Advertise: c.advertise}}
+		if got := n.advertised(c.address); got != c.want {
+			t.Errorf("%q listening on %s is told as %s, want %s", c.advertise, c.address, got, c.want)
+		}
+	}
+}
+
+func TestOpenToTheNetworkIsTold(t *testing.T) {
+	for _, c := range []struct {
+		mesh, gossip string
+		config       Config
+		want         int
+	}{
+		{"127.0.0.1:1", "[::1]:2", Config{}, 0},
+		{"[::]:1", "127.0.0.1:2", Config{}, 1},
+		{"10.0.0.1:1", "0.0.0.0:2", Config{}, 2},
+		{"10.0.0.1:1", "0.0.0.0:2", Config{TLS: TLS{Cert: "c", Key: "k", CA: "a"}}, 1},
+		{"10.0.0.1:1", "0.0.0.0:2", Config{TLS: TLS{Cert: "c", Key: "k", CA: "a"}, GossipKey: make([]byte, 32)}, 0},
+	} {
+		var lines bytes.Buffer
+		n := &Node{config: c.config, log: slog.New(slog.NewTextHandler(&lines, nil))}
+		n.warn(c.mesh, c.gossip)
+		if got := strings.Count(lines.String(), "OPEN TO THE NETWORK"); got != c.want {
+			t.Errorf("%s %s: %d warnings, want %d: %s", c.mesh, c.gossip, got, c.want, lines.String())
+		}
 	}
 }
