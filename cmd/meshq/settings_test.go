@@ -18,8 +18,8 @@ func environment(vars map[string]string) func(string) (string, bool) {
 	}
 }
 
-// load parses args and loads the other sources; file "" is none.
-func load(t *testing.T, args []string, env map[string]string, file string) (*serveSettings, error) {
+// loadServe parses args and loads the other sources; file "" is none.
+func loadServe(t *testing.T, args []string, env map[string]string, file string) (*serveSettings, error) {
 	t.Helper()
 	if file != "" {
 		path := filepath.Join(t.TempDir(), "meshq.yaml")
@@ -54,7 +54,7 @@ func TestSettingsPrecedence(t *testing.T) {
 		{name: "empty environment over file", env: map[string]string{"MESHQ_ZONE": ""}, file: file, zone: ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, err := load(t, c.args, c.env, c.file)
+			s, err := loadServe(t, c.args, c.env, c.file)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +76,7 @@ func TestSettingsConfigFromEnvironment(t *testing.T) {
 	if err := os.WriteFile(path, []byte("zone: file\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := load(t, nil, map[string]string{"MESHQ_CONFIG": path, "MESHQ_JOIN": "a:1,b:2"}, "")
+	s, err := loadServe(t, nil, map[string]string{"MESHQ_CONFIG": path, "MESHQ_JOIN": "a:1,b:2"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestSettingsRefused(t *testing.T) {
 		{"bad size", nil, "segment_bytes: 1.5GiB\n", []string{`"1.5GiB" is not a size`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := load(t, nil, c.env, c.file)
+			_, err := loadServe(t, nil, c.env, c.file)
 			if err == nil {
 				t.Fatal("no error")
 			}
@@ -115,7 +115,7 @@ func TestSettingsRefused(t *testing.T) {
 			}
 		})
 	}
-	if _, err := load(t, nil, map[string]string{"MESHQ_CONFIG": "/does/not/exist"}, ""); err == nil {
+	if _, err := loadServe(t, nil, map[string]string{"MESHQ_CONFIG": "/does/not/exist"}, ""); err == nil {
 		t.Error("a config file that is not there is no error")
 	}
 }
