@@ -30,6 +30,7 @@ type consumer struct {
 	bytes    int        // of them
 	holding  map[HandoutID]*handout
 	subs     []*sub
+	complete bool    // there is a sub on every link where one belongs
 	lastWant Instant // when a Receive last waited
 }
 
@@ -218,11 +219,9 @@ func (c *Core) targets(s *consumer) []*link {
 		}
 		return out
 	}
-	for _, p := range s.queue.partitions {
-		for _, node := range p.homes {
-			if l := c.linkTo(node); l != nil && !slices.Contains(out, l) {
-				out = append(out, l)
-			}
+	for _, node := range s.queue.homes {
+		if l := c.linkTo(node); l != nil && !slices.Contains(out, l) {
+			out = append(out, l)
 		}
 	}
 	return out
@@ -237,27 +236,29 @@ func (c *Core) subscribe(now Instant, s *consumer) {
 	if s.closing && len(s.holding) == 0 {
 		return
 	}
-	targets := c.targets(s)
-	if !s.closing {
-		for _, b := range slices.Clone(s.subs) {
-			if !slices.Contains(targets, b.link) { // no home replica any more
-				c.unsubscribe(now, b)
+	want := uint64(s.capacity())
+	if !s.complete {
+		targets := c.targets(s)
+		if !s.closing {
+			for _, b := range slices.Clone(s.subs) {
+				if !slices.Contains(targets, b.link) { // no home replica any more
+					c.unsubscribe(now, b)
+				}
 			}
 		}
-	}
-	want := uint64(s.capacity())
-	if want == 0 && len(s.holding) == 0 {
-		return
-	}
-	for _, l := range targets {
-		c.want(now, l)
-		if l.state != linkUp {
-			continue
+		if want == 0 && len(s.holding) == 0 {
+			return
 		}
-		b, fresh := c.subOn(now, s, l, want)
-		if fresh {
-			continue
+		s.complete = true
+		for _, l := range targets {
+			if c.want(now, l); l.state != linkUp {
+				s.complete = false
+				continue
+			}
+			c.subOn(now, s, l, want)
 		}
+	}
+	for _, b := range s.subs {
 		if open := b.credit - b.delivered; want > open && open*2 <= want {
 			b.credit = b.delivered + want
 			c.postSubscribe(now, b)
@@ -301,6 +302,7 @@ func (c *Core) unsubscribe(now Instant, b *sub) {
 }
 
 func forgetSub(b *sub) {
+	b.consumer.complete = false
 	b.consumer.subs = slices.DeleteFunc(b.consumer.subs, func(o *sub) bool { return o == b })
 	b.link.subs = slices.DeleteFunc(b.link.subs, func(o *sub) bool { return o == b })
 }
@@ -622,6 +624,7 @@ func (c *Core) resumeElsewhere(now Instant, l *link, subs []*sub) {
 		b.consumer.subs = slices.DeleteFunc(b.consumer.subs, func(o *sub) bool { return o == b })
 	}
 	for _, s := range c.consumerOrder {
+		s.complete = false
 		if len(s.holding) == 0 {
 			continue
 		}

@@ -104,8 +104,10 @@ func (c *Core) reach(now Instant) {
 		c.want(now, c.linkAt(addr))
 	}
 	if c.mesh != nil && !c.config.Via {
-		for i := range min(len(c.mesh.Table.Members), 5) {
-			c.want(now, c.linkAt(c.mesh.Table.Members[i].Address))
+		members := c.mesh.Table.Members
+		from := c.rand() % uint64(len(members))
+		for i := range uint64(min(len(members), 5)) {
+			c.want(now, c.linkAt(members[(from+i)%uint64(len(members))].Address))
 		}
 	}
 }
@@ -142,6 +144,7 @@ func (c *Core) kick(now Instant, up *link) {
 		c.drive(now, a)
 	}
 	for _, s := range c.consumerOrder {
+		s.complete = false
 		c.subscribe(now, s)
 	}
 	c.retrySettles(now, nil)

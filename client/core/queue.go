@@ -18,7 +18,8 @@ type queue struct {
 	refreshing bool   // a timer for the next one is set
 	waiting    []Item // sends that wait for the description
 	expires    Instant
-	turn       int // partition that messages without a key go to
+	turn       int           // partition that messages without a key go to
+	homes      []ring.NodeID // of all partitions, each once
 	consumers  []*consumer
 	opening    []*consumer // wait for the description
 }
@@ -113,6 +114,7 @@ func (c *Core) described(now Instant, q *queue, entry *wire.QueueEntry) {
 		q.partitions = append(q.partitions, p)
 		c.partitions[p.id] = p
 	}
+	c.budget.under = len(c.partitions)
 	c.place(q)
 	if !q.refreshing {
 		q.refreshing = true
@@ -124,11 +126,9 @@ func (c *Core) described(now Instant, q *queue, entry *wire.QueueEntry) {
 		})
 	}
 	if !c.config.Via {
-		for _, p := range q.partitions { // so that the first message finds them connected
-			for _, node := range p.homes {
-				if l := c.linkTo(node); l != nil && l.state == linkIdle {
-					c.want(now, l)
-				}
+		for _, node := range q.homes { // so that the first message finds them connected
+			if l := c.linkTo(node); l != nil && l.state == linkIdle {
+				c.want(now, l)
 			}
 		}
 	}
@@ -158,12 +158,21 @@ func (c *Core) place(q *queue) {
 	if c.ring == nil || q.entry == nil {
 		return
 	}
+	q.homes = nil
 	for _, p := range q.partitions {
 		p.list = c.ring.Preference(nil, uint64(p.id), 0)
 		p.homes = p.list[:min(len(p.list), int(q.entry.Settings.Replicas))]
 		if p.owner != 0 && !slices.Contains(p.list, p.owner) {
 			p.owner = 0
 		}
+		for _, node := range p.homes {
+			if !slices.Contains(q.homes, node) {
+				q.homes = append(q.homes, node)
+			}
+		}
+	}
+	for _, s := range q.consumers {
+		s.complete = false
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
 )
 
@@ -24,6 +23,7 @@ type batch struct {
 	holdUntil Instant
 	pinned    *link // for the next try: it said that it has too much, so not elsewhere
 	posted    bool  // something was sent, so the next try is a retry
+	free      bool  // the next try costs nothing: the link of the last is gone
 	unknown   bool  // some try may have stored it
 	err       error // of the last try
 }
@@ -39,10 +39,12 @@ type attempt struct {
 }
 
 // budget keeps retries at a tenth of sends on average, with room for a burst: a
-// failover retries all that is under way. Some are allowed always, so that a client
-// that sends little gets through.
+// node that falls silent has all that is under way there sent again. Some are allowed
+// always, so that a client that sends little gets through. What a lost connection took
+// with it is sent again for free: that loads nobody twice.
 type budget struct {
 	tokens float64
+	under  int // batches that may be under way: room for them on top of the burst
 	last   Instant
 	begun  bool
 }
@@ -53,18 +55,20 @@ const (
 	budgetSecond = 10 // tokens that come with time
 )
 
+func (b *budget) burst() float64 { return budgetBurst + float64(b.under) }
+
 func (b *budget) refill(now Instant) {
 	if !b.begun {
-		b.begun, b.tokens = true, budgetBurst
+		b.begun, b.tokens = true, b.burst()
 	} else {
-		b.tokens = min(budgetBurst, b.tokens+now.Sub(b.last).Seconds()*budgetSecond)
+		b.tokens = min(b.burst(), b.tokens+now.Sub(b.last).Seconds()*budgetSecond)
 	}
 	b.last = now
 }
 
 func (b *budget) sent(now Instant) {
 	b.refill(now)
-	b.tokens = min(budgetBurst, b.tokens+budgetShare)
+	b.tokens = min(b.burst(), b.tokens+budgetShare)
 }
 
 // retry takes a token; wait is when there will be one.
@@ -207,7 +211,7 @@ func (c *Core) driveBatch(now Instant, p *partition) {
 			c.reach(now)
 			return
 		}
-		if b.posted && l.state == linkUp {
+		if b.posted && !b.free && l.state == linkUp {
 			if wait, ok := c.budget.retry(now); !ok {
 				if pinned {
 					b.pinned = l
@@ -301,18 +305,21 @@ func (c *Core) choose(now Instant, p *partition) (l *link, end bool) {
 		}
 	}
 	var passed *link // up, but passed by
-	for _, l := range c.candidates(p) {
-		if b.tried[l.id] || b.outstanding(l) {
-			continue
+	c.candidates(p, func(o *link) bool {
+		if b.tried[o.id] || b.outstanding(o) {
+			return true
 		}
-		if !l.usable(now) {
-			if l.state == linkUp && passed == nil {
-				passed = l
-			}
-			c.want(now, l)
-			continue
+		c.want(now, o)
+		if o.usable(now) {
+			l = o
+			return false
 		}
-		c.want(now, l)
+		if o.state == linkUp && passed == nil {
+			passed = o
+		}
+		return true
+	})
+	if l != nil {
 		return l, false
 	}
 	if passed != nil && len(b.attempts) == 0 {
@@ -325,32 +332,34 @@ func (b *batch) outstanding(l *link) bool {
 	return slices.ContainsFunc(b.attempts, func(a *attempt) bool { return a.link == l && !a.over })
 }
 
-// candidates are the links for a partition in the order to try them: the owner, the
-// home replicas, the fallbacks; or the servers.
-func (c *Core) candidates(p *partition) []*link {
-	var out []*link
+// candidates are the links for a partition in the order to try them, until do says no:
+// the owner, the home replicas, the fallbacks; or the servers.
+func (c *Core) candidates(p *partition, do func(*link) bool) {
 	if c.config.Via {
 		for _, addr := range c.config.Servers {
-			out = append(out, c.linkAt(addr))
+			if !do(c.linkAt(addr)) {
+				return
+			}
 		}
-		return out
+		return
 	}
-	add := func(node ring.NodeID) {
-		if l := c.linkTo(node); l != nil && !slices.Contains(out, l) {
-			out = append(out, l)
-		}
+	if l := c.linkTo(p.owner); l != nil && !do(l) {
+		return
 	}
-	add(p.owner)
 	for _, node := range p.list {
-		add(node)
+		if node != p.owner {
+			if l := c.linkTo(node); l != nil && !do(l) {
+				return
+			}
+		}
 	}
-	return out
 }
 
 // try begins an attempt; on a link that is being dialed it is sent when that is up.
 func (c *Core) try(now Instant, p *partition, l *link) {
 	b := p.batch
 	a := &attempt{link: l, since: now}
+	b.free = false
 	b.attempts = append(b.attempts, a)
 	b.tried[l.id] = true
 	if l.state == linkUp {
@@ -384,7 +393,7 @@ func (c *Core) post(now Instant, p *partition, a *attempt) {
 		b.end(a)
 		b.unknown = true
 		if p.batch == b {
-			b.err = unreachable(a.link.err)
+			b.err, b.free = unreachable(a.link.err), true
 			c.driveBatch(now, p)
 		}
 	})
