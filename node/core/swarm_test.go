@@ -4,9 +4,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -591,29 +593,52 @@ func TestSwarm(t *testing.T) {
 	if testing.Short() {
 		seeds = min(seeds, 20)
 	}
-	end := time.Now().Add(*swarmTime)
 	start := time.Now()
-	bad := map[string][]uint64{}
-	run, steps := 0, 0
-	for seed := *swarmFirst; ; seed++ {
-		if *swarmTime > 0 && time.Now().After(end) || *swarmTime == 0 && seed >= *swarmFirst+seeds {
-			break
+	var (
+		mu         sync.Mutex // guards what follows
+		next       = *swarmFirst
+		over       bool
+		bad        = map[string][]uint64{}
+		first      *swarm // of those that failed, the one with the lowest seed
+		run, steps int
+		workers    sync.WaitGroup
+	)
+	take := func() (uint64, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if over || *swarmTime > 0 && time.Since(start) > *swarmTime || *swarmTime == 0 && next >= *swarmFirst+seeds {
+			return 0, false
 		}
-		s := newSwarm(seed)
-		s.guard()
-		run++
-		steps += s.steps
-		if *swarmStats {
-			fmt.Fprintf(os.Stderr, "seed %d: %d steps, %d ms, %+v, faults: %v, %v\n", seed, s.steps, s.now/millisecond, s.check.stats, s.faults, s.failure)
-		}
-		if s.failure != nil {
-			bad[s.failure.promise] = append(bad[s.failure.promise], seed)
-			if !*swarmKeep {
-				report(t, s)
-				break
+		next++
+		return next - 1, true
+	}
+	for range runtime.GOMAXPROCS(0) { // seeds share nothing
+		workers.Go(func() {
+			for seed, ok := take(); ok; seed, ok = take() {
+				s := newSwarm(seed)
+				s.guard()
+				mu.Lock()
+				run++
+				steps += s.steps
+				if *swarmStats {
+					fmt.Fprintf(os.Stderr, "seed %d: %d steps, %d ms, %+v, faults: %v, %v\n", seed, s.steps, s.now/millisecond, s.check.stats, s.faults, s.failure)
+				}
+				if s.failure != nil {
+					bad[s.failure.promise] = append(bad[s.failure.promise], seed)
+					if first == nil || seed < first.seed {
+						first = s
+					}
+					if over = !*swarmKeep; *swarmKeep {
+						t.Errorf("seed %d (faults: %v), %s at %d ms: %v", seed, s.faults, s.phase, s.now/millisecond, s.failure)
+					}
+				}
+				mu.Unlock()
 			}
-			t.Errorf("seed %d (faults: %v), %s at %d ms: %v", seed, s.faults, s.phase, s.now/millisecond, s.failure)
-		}
+		})
+	}
+	workers.Wait()
+	if first != nil && !*swarmKeep {
+		report(t, first)
 	}
 	t.Logf("%d seeds, %d steps, %.1f seeds/s; bad: %v", run, steps, float64(run)/time.Since(start).Seconds(), bad)
 }
