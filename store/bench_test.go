@@ -30,6 +30,7 @@ func BenchmarkCommit(b *testing.B) {
 			done(err)
 		}
 	})
+	b.ReportMetric(float64(b.N)/float64(s.commit.Load()), "batches/group")
 }
 
 // BenchmarkFloor is the same with nothing but append and fdatasync, grouped in the
@@ -44,6 +45,7 @@ func BenchmarkFloor(b *testing.B) {
 	type waiting struct{ done func(error) }
 	queue := make(chan waiting, benchProducers)
 	var wg sync.WaitGroup
+	groups := 0
 	wg.Go(func() {
 		var buf []byte
 		for w := range queue {
@@ -55,6 +57,7 @@ func BenchmarkFloor(b *testing.B) {
 			for range group {
 				buf = append(buf, records...)
 			}
+			groups++
 			_, err := f.Write(buf)
 			if err == nil {
 				err = unix.Fdatasync(int(f.Fd()))
@@ -67,6 +70,7 @@ func BenchmarkFloor(b *testing.B) {
 	producers(b, func(_ int, _ uint64, done func(error)) { queue <- waiting{done} })
 	close(queue)
 	wg.Wait()
+	b.ReportMetric(float64(b.N)/float64(groups), "batches/group")
 }
 
 func producers(b *testing.B, commit func(p int, i uint64, done func(error))) {

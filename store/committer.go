@@ -574,7 +574,6 @@ type disk struct {
 	s     *Store
 	full  bool // no batches
 	empty bool // no records either
-	last  time.Time
 }
 
 // check looks at the free space. It costs a system call.

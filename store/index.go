@@ -212,14 +212,6 @@ func (x *index) held(k laneKey) wire.Runs {
 	return nil
 }
 
-// covers tells whether all of run is live.
-func (x *index) covers(k laneKey, run wire.Run) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	lane := x.lanes[k]
-	return lane != nil && lane.held.Covers(run)
-}
-
 // liveIn is what is live of run in one segment; a copy.
 func (x *index) liveIn(s *segment, k laneKey, run wire.Run) wire.Runs {
 	x.mu.Lock()

@@ -118,7 +118,7 @@ func (p *opening) open(held *os.File) (*Store, error) {
 		o: o, lock: held, identity: id, meta: p.meta, segments: newSegments(o),
 		index:    &index{lanes: make(map[laneKey]*laneIndex)},
 		queue:    newQueue(o.QueueBytes, o.QueueOps),
-		prepared: make(chan *segment, 1), wake: make(chan struct{}, 1), removals: make(chan struct{}, 1),
+		prepared: make(chan *segment), wake: make(chan struct{}, 1), removals: make(chan struct{}, 1),
 		advised: make(map[string]struct{}),
 	}
 	if err := p.openSegments(s); err != nil {
@@ -464,6 +464,7 @@ func (p *opening) scan(s *Store, seg *segment) (sum *summary, err error) {
 		return nil, err
 	}
 	p.highest = max(p.highest, g.group)
+	p.bound.meta = max(p.bound.meta, g.meta)
 	undone, end := uint64(0), uint64(0)
 	if g.group > 0 && (g.flags&groupLast == 0 || g.flags&groupMixed != 0 && g.group > p.found.meta && !p.metaLost) {
 		// The group was cut short; nobody was told that it is there.

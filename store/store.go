@@ -24,7 +24,7 @@ type Store struct {
 	metrics  *metrics
 
 	committer *committer
-	prepared  chan *segment // capacity 1: the next head, open
+	prepared  chan *segment // the next head, open; unbuffered, so that there is only one
 	wake      chan struct{} // capacity 1: the keeper has something to do
 	removals  chan struct{} // capacity 1: there is something to remove
 	nextID    atomic.Uint64 // of the next segment
@@ -106,11 +106,6 @@ func (s *Store) shutdown() error {
 	s.workers.Wait()
 	s.readers.Wait()
 	var errs []error
-	select {
-	case next := <-s.prepared:
-		errs = append(errs, next.in.close(), os.RemoveAll(next.dir))
-	default:
-	}
 	s.segments.closeAll()
 	failed := s.committer.failed
 	errs = append(errs, s.committer.head.in.close(), s.meta.close(), s.committer.file.sync(), s.committer.file.close())
