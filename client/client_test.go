@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/meshq/meshq/client"
+	"github.com/meshq/meshq/transport"
 	"github.com/meshq/meshq/transport/wire"
 )
 
@@ -132,6 +134,54 @@ func TestDialUnreachable(t *testing.T) {
 	}
 	if _, err := client.Dial(t.Context(), "nonsense"); !errors.Is(err, client.ErrBadRequest) {
 		t.Errorf("dial: %v", err)
+	}
+}
+
+// A refusal for good ends Dial at once, with its reason.
+func TestDialRefused(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = transport.Serve(ctx, l, func(*transport.Conn, *wire.Hello) (*wire.Hello, transport.Handler, error) {
+			return nil, nil, wire.ErrUnauthorized
+		}, transport.Options{})
+	}()
+	begin := time.Now()
+	_, err = client.Dial(t.Context(), l.Addr().String(), client.DialTimeout(time.Minute))
+	if !errors.Is(err, client.ErrUnauthorized) || !errors.Is(err, client.ErrUnreachable) || time.Since(begin) > 20*time.Second {
+		t.Errorf("dial: %v after %v", err, time.Since(begin))
+	}
+	cancel()
+	<-served
+}
+
+// A handler whose lease is over is told, and its message is not acked in vain.
+func TestLeaseLostEndsTheHandlersContext(t *testing.T) {
+	f := newFakeMesh(t, 3)
+	f.create("photos", 1)
+	f.mu.Lock()
+	f.lease = 300 // milliseconds
+	f.mu.Unlock()
+	mesh := dial(t, f)
+	if _, err := mesh.Queue("photos").Send(t.Context(), client.Message{Body: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var cause error
+	err := mesh.Queue("photos").Consume(ctx, "", func(hc context.Context, d *client.Delivery) error {
+		f.forget() // as an owner that gave the message to another
+		<-hc.Done()
+		cause = context.Cause(hc)
+		cancel()
+		return hc.Err()
+	})
+	if err != nil || !errors.Is(cause, client.ErrLeaseLost) {
+		t.Errorf("%v, %v", cause, err)
 	}
 }
 

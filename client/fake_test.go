@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type fakeMesh struct {
 	batches map[uint64]wire.Enqueued
 	refuse  func(node *fakeNode, m *wire.Enqueue) *wire.Error // nil: none
 	settles int
+	lease   uint32 // milliseconds; 0: 30,000
 	resumed []wire.Held
 }
 
@@ -172,6 +174,15 @@ func (f *fakeMesh) ackedOf(queue string) (n int) {
 		n += len(f.parts[e.Partition(i)].acked)
 	}
 	return n
+}
+
+// forget drops what consumers hold, as if their leases had ended.
+func (f *fakeMesh) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.parts {
+		clear(p.held)
+	}
 }
 
 // counts are the requests to enqueue and to settle.
@@ -448,6 +459,7 @@ func (f *fakeMesh) pump() {
 func (p *fakePartition) give(f *fakeMesh, owner *fakeNode, s *fakeSub, index uint32) bool {
 	from, count := 0, 1
 	cause := wire.CauseNone
+	lease := cmp.Or(f.lease, 30_000)
 	switch {
 	case len(p.back) > 0:
 		from, p.back, cause = p.back[0], p.back[1:], wire.CauseNack
@@ -458,7 +470,7 @@ func (p *fakePartition) give(f *fakeMesh, owner *fakeNode, s *fakeSub, index uin
 	default:
 		return false
 	}
-	d := wire.Delivery{Cause: cause, Lease: 30_000, Receipt: wire.Receipt{
+	d := wire.Delivery{Cause: cause, Lease: lease, Receipt: wire.Receipt{
 		Partition: p.id, Group: wire.Group("default", 1), Lane: wire.Lane{Node: 1, Epoch: 1},
 		Run: wire.Span(wire.Offset(from), wire.Offset(from+count)), Term: wire.Term{Counter: f.term, Node: owner.id},
 	}}

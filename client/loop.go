@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -24,8 +25,10 @@ type loop struct {
 	start   time.Time
 	mesh    atomic.Pointer[wire.Mesh] // nil until the ring is known
 	known   chan struct{}             // closed when mesh is set
-	wake    chan struct{}             // capacity 1
-	done    chan struct{}             // closed when run has returned
+	no      chan struct{}             // closed when all servers have refused for good
+	servers int
+	wake    chan struct{} // capacity 1
+	done    chan struct{} // closed when run has returned
 
 	mu      sync.Mutex // protects the fields below
 	inbox   []posted
@@ -34,6 +37,7 @@ type loop struct {
 	closing bool              // a Close was posted
 	ended   bool              // the core takes nothing any more
 	dialErr error             // of the last Dial that failed
+	refused map[string]error  // servers that refuse this client for good
 
 	consumersMu sync.Mutex // protects consumers
 	consumers   map[core.ConsumerKey]*Consumer
@@ -66,7 +70,7 @@ type link struct {
 func newLoop(o options, config core.Config) *loop {
 	l := &loop{
 		options: o, core: core.New(config), start: time.Now(),
-		known: make(chan struct{}), wake: make(chan struct{}, 1), done: make(chan struct{}),
+		known: make(chan struct{}), no: make(chan struct{}), servers: len(config.Servers), refused: map[string]error{}, wake: make(chan struct{}, 1), done: make(chan struct{}),
 		consumers: map[core.ConsumerKey]*Consumer{}, links: map[core.LinkID]*link{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -93,14 +97,36 @@ func (l *loop) ready(ctx context.Context) error {
 	select {
 	case <-l.known:
 		return nil
+	case <-l.no:
 	case <-ctx.Done():
-		l.mu.Lock()
-		err := l.dialErr
-		l.mu.Unlock()
-		if err == nil {
-			err = context.Cause(ctx)
+	}
+	l.mu.Lock()
+	err := l.dialErr
+	l.mu.Unlock()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return &unreachableError{err}
+}
+
+// dialFailed notes why, and whether there is any use in going on.
+func (l *loop) dialFailed(addr string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dialErr = err
+	var w *wire.Error
+	var cert *tls.CertificateVerificationError
+	if !(errors.As(err, &w) && !w.Retryable()) && !errors.As(err, &cert) {
+		delete(l.refused, addr)
+		return
+	}
+	all := len(l.refused) == l.servers
+	if l.refused[addr] = err; !all && len(l.refused) == l.servers {
+		select {
+		case <-l.no:
+		default:
+			close(l.no)
 		}
-		return &unreachableError{err}
 	}
 }
 
@@ -353,9 +379,7 @@ func (l *loop) dial(ef core.Dial) {
 		defer close(k.ready)
 		conn, err := transport.Dial(ctx, ef.Addr, ef.Hello, k, transport.Options{TLS: l.options.tls, Logger: l.options.logger})
 		if err != nil {
-			l.mu.Lock()
-			l.dialErr = err
-			l.mu.Unlock()
+			l.dialFailed(ef.Addr, err)
 			l.put(posted{event: core.LinkDown{Link: k.id, Err: err}, link: k})
 			return
 		}

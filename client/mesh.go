@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,7 +32,8 @@ type Mesh struct {
 
 // Dial connects to a mesh by the addresses of any of its nodes, host:port separated
 // by commas. It returns when one node has told the ring, or with ErrUnreachable and
-// the reasons when the context or DialTimeout ends first. The client finds the other
+// the reason when the context or DialTimeout ends first, or when all servers refuse
+// this client for good (ErrUnauthorized, ErrVersion, a certificate). The client finds the other
 // nodes by itself.
 func Dial(ctx context.Context, servers string, opts ...Option) (*Mesh, error) {
 	o := defaults()
@@ -64,7 +66,9 @@ func split(servers string) ([]string, error) {
 		if _, _, err := net.SplitHostPort(addr); err != nil {
 			return nil, wire.Errorf(wire.ErrBadRequest, "server %q: want host:port", addr)
 		}
-		addrs = append(addrs, addr)
+		if !slices.Contains(addrs, addr) {
+			addrs = append(addrs, addr)
+		}
 	}
 	if len(addrs) == 0 {
 		return nil, wire.Errorf(wire.ErrBadRequest, "no server is named")
