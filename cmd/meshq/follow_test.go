@@ -139,3 +139,51 @@ func TestFollow(t *testing.T) {
 		}
 	})
 }
+
+// A send that waits for its stdin ends at the first signal, with what was confirmed.
+func TestSendInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	m, err := startMesh("1", filepath.Join(dir, "data"), dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.end(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+	})
+	if code, _, stderr := m.meshq(t, "queue", "create", "q"); code != exitDone {
+		t.Fatal(stderr)
+	}
+	cmd := m.command("send", "q", "--file", "-", "--json")
+	errs := &tail{}
+	cmd.Stderr = errs
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	if _, err := in.Write([]byte("one\n")); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n') // printed while stdin is still open
+	if err != nil || !strings.Contains(line, `"line":1`) {
+		t.Fatalf("%q, %v: %s", line, err, errs)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitFailed || !strings.Contains(errs.String(), "interrupted") {
+		t.Errorf("%v: %s", err, errs)
+	}
+}

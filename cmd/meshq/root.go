@@ -21,8 +21,7 @@ type stdio struct {
 type app struct {
 	stdio
 	env     func(string) (string, bool)
-	servers []string // of client commands: mesh addresses of any nodes
-	started bool     // the arguments were fine: what fails now is not usage
+	started bool // the arguments were fine: what fails now is not usage
 }
 
 // run runs one command line and returns the exit code.

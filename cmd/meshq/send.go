@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -129,39 +130,64 @@ func (a *app) send(ctx context.Context, s *sendFlags, message client.Message, qu
 	go func() { defer close(reported); r.collect(window) }()
 
 	q := mesh.Queue(queue)
+	bodies := readAhead(next, r.broken)
 	line := 0
 	var sourceErr error
 read:
-	for ctx.Err() == nil {
-		body, err := next()
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				sourceErr = err
+	for {
+		var b body
+		select {
+		case b = <-bodies:
+		case <-ctx.Done():
+			break read
+		case <-r.broken:
+			break read
+		}
+		if b.err != nil {
+			if !errors.Is(b.err, io.EOF) {
+				sourceErr = b.err
 			}
 			break
 		}
 		line++
 		m := message
-		m.Body = body
+		m.Body = b.text
 		p := pending{line: line}
 		// Without a deadline in the context each message has SendTimeout from here.
 		p.future, p.err = q.SendAsync(ctx, m)
-		select {
-		case window <- p:
-		case <-r.broken:
-			window <- p // the collector reads on until the window is closed
-			break read
-		}
-		select {
-		case <-r.broken:
-			break read
-		default:
-		}
+		window <- p // the collector reads on until the window is closed
 	}
 	close(window)
 	<-reported
 	r.firstErr = a.meant(ctx, mesh, queue, r.firstErr)
 	return r.end(ctx, sourceErr)
+}
+
+// body is one message of the source, or why there are no more.
+type body struct {
+	text []byte
+	err  error
+}
+
+// readAhead reads the source in a goroutine of its own: a terminal or pipe that says
+// nothing cannot be interrupted. The goroutine ends after the last body, when stop
+// is closed, or with the process.
+func readAhead(next func() ([]byte, error), stop <-chan struct{}) <-chan body {
+	bodies := make(chan body, 64)
+	go func() {
+		for {
+			text, err := next()
+			select {
+			case bodies <- body{text, err}:
+			case <-stop:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return bodies
 }
 
 // source is where messages come from: next returns io.EOF after the last.
@@ -195,12 +221,13 @@ type sendReport struct {
 	queue   string
 	unit    string // of the source: line, message
 	started time.Time
-	broken  chan struct{} // closed at the first message that is not confirmed
+	broken  chan struct{} // closed when no more is to be sent: at the first message not confirmed, or printed
 
 	confirmed, unconfirmed int
 	firstLine              int
 	firstErr               error
 	outErr                 error
+	stopOnce               sync.Once
 }
 
 // collect waits for each message in turn until the window is closed.
@@ -222,10 +249,19 @@ func (r *sendReport) collect(window <-chan pending) {
 		default:
 		}
 	}
-	if err := out.Flush(); err != nil && r.outErr == nil {
-		r.outErr = err
-	}
+	r.wrote(out.Flush())
 }
+
+// wrote takes the error of a write to stdout: then no more is sent.
+func (r *sendReport) wrote(err error) {
+	if err == nil || r.outErr != nil {
+		return
+	}
+	r.outErr = err
+	r.stop()
+}
+
+func (r *sendReport) stop() { r.stopOnce.Do(func() { close(r.broken) }) }
 
 // wait waits for one answer; what is printed goes out before.
 func (r *sendReport) wait(p pending, out *bufio.Writer, progress *progress) (client.Sent, error) {
@@ -238,9 +274,7 @@ func (r *sendReport) wait(p pending, out *bufio.Writer, progress *progress) (cli
 			return p.future.Wait(context.Background())
 		default:
 		}
-		if err := out.Flush(); err != nil && r.outErr == nil {
-			r.outErr = err
-		}
+		r.wrote(out.Flush())
 		select {
 		case <-p.future.Done():
 		case <-progress.tick():
@@ -256,7 +290,7 @@ func (r *sendReport) rate() float64 {
 func (r *sendReport) fail(line int, err error) {
 	if r.unconfirmed++; r.unconfirmed == 1 {
 		r.firstLine, r.firstErr = line, err
-		close(r.broken)
+		r.stop()
 	}
 }
 
@@ -280,9 +314,7 @@ func (r *sendReport) print(out *bufio.Writer, line int, sent *client.Sent) {
 	case r.flags.file == "":
 		_, err = fmt.Fprintf(out, "confirmed %s in %s/%d on %s\n", sent.ID, sent.Queue, sent.Partition, strings.Join(sent.Nodes, ", "))
 	}
-	if err != nil && r.outErr == nil {
-		r.outErr = err
-	}
+	r.wrote(err)
 }
 
 // end says what became of all messages.
