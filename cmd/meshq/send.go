@@ -235,7 +235,18 @@ func (r *sendReport) collect(window <-chan pending) {
 	out := bufio.NewWriterSize(r.out, 64<<10)
 	progress := newProgress(r.err, r.flags.file != "")
 	defer progress.clear()
-	for p := range window {
+	for {
+		var p pending
+		var more bool
+		select {
+		case p, more = <-window:
+		default: // nothing is under way: what is confirmed is seen now
+			r.wrote(out.Flush())
+			p, more = <-window
+		}
+		if !more {
+			break
+		}
 		sent, err := r.wait(p, out, progress)
 		if err != nil {
 			r.fail(p.line, err)
