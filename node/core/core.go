@@ -52,7 +52,7 @@ type Config struct {
 // Limits bound what the core holds in memory (P8, P10). Zero fields take their default.
 type Limits struct {
 	PendingBytes int // batches that wait for their quorum; default 64 MiB; over it ErrOverloaded
-	CacheBytes   int // recent batches kept for delivery; default 32 MiB
+	CacheBytes   int // recent batches kept for delivery; default 16 MiB
 	Retries      int // retry records in memory per partition and group; default 10,000
 	InFlight     int // messages handed out per partition and group; default 100,000
 	HintBytes    int // hints kept for others since boot; default 1 GiB; over it a fallback refuses
@@ -64,7 +64,7 @@ func (l Limits) withDefaults() Limits {
 		field *int
 		value int
 	}{
-		{&l.PendingBytes, 64 << 20}, {&l.CacheBytes, 32 << 20}, {&l.Retries, 10_000},
+		{&l.PendingBytes, 64 << 20}, {&l.CacheBytes, 16 << 20}, {&l.Retries, 10_000},
 		{&l.InFlight, 100_000}, {&l.HintBytes, 1 << 30}, {&l.Segments, 65_536},
 	} {
 		if *f.field == 0 {

@@ -700,7 +700,7 @@ func (f *feed) settled(d *delivery, runs wire.Runs) {
 
 // watermarkStride is how far ahead of what is handed out the mark for a successor is
 // set, so that it travels once for many deliveries.
-const watermarkStride = 1024
+const watermarkStride = 64
 
 // announce tells the other home replicas how far this owner may hand out. Nobody waits
 // for it: it serves the mark "redelivered" after a takeover.

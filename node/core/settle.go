@@ -308,6 +308,10 @@ func (o *ownership) restore(f *feed, receipt wire.Receipt, runs wire.Runs, consu
 		f.arm(current, wire.CauseLease)
 	}
 	current.runs.AddAll(open)
+	if until := c.now.Mono + left; current.consumer == consumer && until > current.until {
+		current.until = until // the parts may have been extended apart
+		f.arm(current, wire.CauseLease)
+	}
 }
 
 // reclaimable is what of runs a receipt may still claim: what was neither handed out
