@@ -217,19 +217,14 @@ func (c *Core) connClosed(id ConnID) {
 		return
 	}
 	delete(c.conns, id)
-	gone := map[*sub]bool{}
 	for _, k := range sortedSubs(c.subs) {
 		if k.conn == id {
-			gone[c.subs[k]] = true
 			c.unsubscribe(k)
 		}
 	}
-	if len(gone) == 0 {
-		return
-	}
 	for _, pid := range sortedKeys(c.parts) {
 		p := c.parts[pid]
-		p.resumes = slices.DeleteFunc(p.resumes, func(r heldResume) bool { return gone[r.sub] })
+		p.resumes = slices.DeleteFunc(p.resumes, func(r heldResume) bool { return r.sub.key.conn == id })
 		if p.own == nil {
 			continue
 		}
@@ -237,7 +232,7 @@ func (c *Core) connClosed(id ConnID) {
 			for _, l := range sortedLanes(p.own.feeds[g].lanes) {
 				fl := p.own.feeds[g].lanes[l]
 				for _, d := range fl.inflight {
-					if gone[d.sub] {
+					if d.sub != nil && d.sub.key.conn == id {
 						d.sub = nil
 						d.until = min(d.until, c.now.Mono+reclaimGrace)
 						p.own.feeds[g].arm(d, wire.CauseConsumer)
