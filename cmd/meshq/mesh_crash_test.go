@@ -1,4 +1,4 @@
-//go:build mesh
+//go:build mesh && linux
 
 package main
 
@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/meshq/meshq/client"
 )
 
 const jobs = 10_000
@@ -305,5 +303,3 @@ func TestMeshDrain(t *testing.T) {
 		t.Errorf("after a clean stop of all: exit code %d: %s", code, out)
 	}
 }
-
-var _ = client.ErrQuorum

@@ -1,4 +1,4 @@
-//go:build mesh
+//go:build mesh && linux
 
 package main
 

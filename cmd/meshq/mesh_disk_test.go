@@ -1,0 +1,473 @@
+//go:build mesh && linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshq/meshq/client"
+)
+
+// loopDisk is an ext4 of its own in a file.
+type loopDisk struct {
+	t          *testing.T
+	image, dir string
+	mounted    bool
+}
+
+// newLoopDisk makes and mounts a file system of so many MiB, or skips the test where
+// that cannot be done. It is unmounted at the end of the test.
+func newLoopDisk(t *testing.T, mib int64) *loopDisk {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount a file system")
+	}
+	if out, err := exec.Command("losetup", "-f").CombinedOutput(); err != nil {
+		t.Skipf("no loop devices: %v %s", err, out)
+	}
+	root := t.TempDir()
+	d := &loopDisk{t: t, image: filepath.Join(root, "image"), dir: filepath.Join(root, "mount")}
+	f, err := os.Create(d.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(mib<<20), f.Close(), os.Mkdir(d.dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", d.image).CombinedOutput(); err != nil {
+		t.Skipf("no mkfs.ext4: %v %s", err, out)
+	}
+	t.Cleanup(d.unmount)
+	d.mount()
+	return d
+}
+
+func (d *loopDisk) mount() {
+	d.t.Helper()
+	if out, err := exec.Command("mount", "-o", "loop", d.image, d.dir).CombinedOutput(); err != nil {
+		d.t.Skipf("no loop mounts: %v %s", err, out)
+	}
+	d.mounted = true
+}
+
+func (d *loopDisk) unmount() {
+	d.t.Helper()
+	if !d.mounted {
+		return
+	}
+	d.mounted = false
+	if out, err := exec.Command("umount", d.dir).CombinedOutput(); err != nil {
+		d.t.Errorf("umount: %v %s", err, out)
+		_ = exec.Command("umount", "-l", d.dir).Run()
+	}
+}
+
+func (d *loopDisk) data() string { return filepath.Join(d.dir, "data") }
+
+// free is the room that is left, in bytes.
+func (d *loopDisk) free() int64 {
+	d.t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.dir, &st); err != nil {
+		d.t.Fatal(err)
+	}
+	return int64(st.Bavail) * st.Bsize
+}
+
+// fill makes a file that leaves so many bytes free, and returns its path.
+func (d *loopDisk) fill(leave int64) string {
+	d.t.Helper()
+	path := filepath.Join(d.dir, "filler")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if more := d.free() - leave; more > 0 {
+		if err := unix.Fallocate(int(f.Fd()), 0, info.Size(), more); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	return path
+}
+
+// cutPower takes the disks away as a power cut does: what is not synced is gone, and
+// what is written from now on fails.
+func cutPower(t *testing.T, disks []*loopDisk) {
+	t.Helper()
+	const shutdown, noLogFlush = 0x8004587d, 2 // EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
+	var dirs []*os.File
+	for _, d := range disks {
+		f, err := os.Open(d.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		dirs = append(dirs, f)
+	}
+	errs := make([]error, len(dirs))
+	var g sync.WaitGroup
+	for i, f := range dirs {
+		g.Go(func() {
+			flags := uint32(noLogFlush)
+			if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), shutdown, uintptr(unsafe.Pointer(&flags))); e != 0 {
+				errs[i] = e
+			}
+		})
+	}
+	g.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Skipf("the file system cannot be shut down: %v", err)
+	}
+}
+
+// All machines lose power at once, under load.
+func TestMeshPowerCut(t *testing.T) {
+	var disks []*loopDisk
+	var dirs []string
+	for range 3 {
+		d := newLoopDisk(t, 4<<10)
+		disks, dirs = append(disks, d), append(dirs, d.data())
+	}
+	m := newMesh(t, 3, dirs...)
+	m.must("queue", "create", "work")
+	l := m.startLoad(loadPlan{queue: "work", producers: 4, rate: 2000, size: 512, consumers: 2})
+	for round := range 2 {
+		l.waitDeliveries(2000)
+		at := time.Now()
+		cutPower(t, disks)
+		m.kill(m.all()...)
+		before := l.count()
+		for _, d := range disks {
+			d.unmount()
+			d.mount()
+		}
+		m.restart(m.all()...)
+		back := time.Since(at)
+		l.waitDeliveries(2000)
+		repairing := 0
+		for _, n := range m.nodes {
+			if strings.Contains(m.logTail(n, 1000), "damaged") {
+				repairing++
+			}
+		}
+		t.Logf("power cut %d with %d messages confirmed: active again after %s, %d delivered again, %d nodes found damage", round+1, before, ms(back), l.deliveredAgain(at, time.Now()), repairing)
+	}
+	l.finish()
+	v := l.check()
+	equal := m.waitEqual("work")
+	t.Logf("replicas equal %s after the load; %v", ms(equal), v)
+	if v.refused > 0 {
+		t.Errorf("%d messages were not confirmed, the first: %v", v.refused, l.refused[0])
+	}
+}
+
+// dataExtent is where the content of a file ends; after it there are only zeros.
+func dataExtent(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	const block = 1 << 20
+	buf := make([]byte, block)
+	extent := int64(0)
+	for at := int64(0); ; {
+		next, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return extent, nil // only holes from here
+		}
+		if err != nil {
+			return 0, err
+		}
+		at = next
+		n, _ := f.ReadAt(buf, at)
+		if n == 0 {
+			return extent, nil
+		}
+		if used := len(bytes.TrimRight(buf[:n], "\x00")); used > 0 {
+			extent = at + int64(used)
+		}
+		at += int64(n)
+	}
+}
+
+// flipByte changes a byte in the middle of the content of a file, and says where.
+func flipByte(path string) (string, error) {
+	extent, err := dataExtent(path)
+	if err != nil {
+		return "", err
+	}
+	if extent == 0 {
+		return "", errors.New("no content")
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	at := extent / 2
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		return "", err
+	}
+	b[0] ^= 0xff
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("byte %d of %d", at, extent), f.Sync()
+}
+
+// fullest is the file that matches a pattern and has the most content.
+func fullest(root, pattern string) string {
+	best, most := "", int64(0)
+	_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		relative, _ := filepath.Rel(root, path)
+		if ok, _ := filepath.Match(pattern, relative); ok {
+			if n, err := dataExtent(path); err == nil && n > most {
+				best, most = path, n
+			}
+		}
+		return nil
+	})
+	return best
+}
+
+// One byte is flipped in a file of a node that is down: in each kind of file in turn.
+// Then that node owns the queue and delivers it.
+func TestMeshDamagedCopy(t *testing.T) {
+	m := newMesh(t, 3)
+	mesh := m.dial()
+	const n = 400
+	var table strings.Builder
+	fmt.Fprintf(&table, "\n%-24s %-8s %-24s %-9s %-9s %s", "file", "stopped", "flipped", "active", "equal", "noticed")
+	for k, test := range []struct {
+		pattern string
+		crash   bool // SIGKILL: after SIGTERM there is no such file, or nothing in it
+		notice  bool // the damage must be noticed: what is flipped is in use
+	}{
+		{"segments/*/*.vlog", false, true},
+		{"segments/*/*.vlog", true, true},
+		{"segments/*/*.sst", false, false},
+		{"segments/*/*.mem", true, false},
+		{"segments/*/MANIFEST", false, true},
+		{"meta/*.sst", false, true},
+		{"meta/*.mem", true, true},
+		{"meta/MANIFEST", false, true},
+		{"identity", false, true},
+		{"watermark", false, true},
+	} {
+		queue := fmt.Sprintf("damaged-%d", k)
+		m.must("queue", "create", queue)
+		m.waitOwner(queue)
+		bodies := make([]client.Message, n)
+		want := map[string]bool{}
+		for i := range bodies {
+			body := newBody(queue, i, 2000)
+			bodies[i].Body, want[body] = []byte(body), true
+		}
+		if _, err := mesh.Queue(queue).SendBatch(context.Background(), bodies); err != nil {
+			t.Fatal(err)
+		}
+		m.waitEqual(queue)
+		_, home := m.waitOwner(queue)
+		victim := home[0] // it will own the queue when its owner dies
+		node := m.nodes[victim]
+		how := "SIGTERM"
+		if test.crash {
+			how = "SIGKILL"
+			m.kill(victim)
+		} else if code := m.stop(victim); code != exitDone {
+			t.Errorf("%s: exit code %d", node.name, code)
+		}
+		path := fullest(node.data, test.pattern)
+		if path == "" {
+			fmt.Fprintf(&table, "\n%-24s %-8s there is none with content", test.pattern, how)
+			m.restart(victim)
+			m.drainQueue(mesh, queue, want)
+			continue
+		}
+		where, err := flipByte(path)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		logged := m.logBytes(victim)
+		from := time.Now()
+		m.restart(victim)
+		active := time.Since(from)
+		from = time.Now()
+		m.waitEqual(queue)
+		equal := time.Since(from)
+
+		// The damaged node becomes the owner and delivers what it has.
+		owner, _ := m.waitOwner(queue)
+		if owner != victim {
+			m.kill(owner)
+			if now, _ := m.waitOwner(queue, owner); now != victim {
+				t.Logf("%s: %s took over, not the damaged %s", test.pattern, m.nodes[now].name, node.name)
+			}
+		}
+		m.drainQueue(mesh, queue, want)
+		if owner != victim {
+			m.restart(owner)
+		}
+		m.waitEqual(queue)
+		noticed := m.damageNoticed(victim, logged)
+		relative, _ := filepath.Rel(node.data, path)
+		fmt.Fprintf(&table, "\n%-24s %-8s %-24s %-9s %-9s %s", relative, how, where, ms(active), ms(equal), noticed)
+		if test.notice && noticed == "" {
+			t.Errorf("%s: the damage was not noticed", relative)
+		}
+	}
+	t.Log(table.String())
+}
+
+// drainQueue receives all of a queue and compares it with what was sent.
+func (m *testMesh) drainQueue(mesh *client.Mesh, queue string, want map[string]bool) {
+	m.t.Helper()
+	c, err := mesh.Queue(queue).Consumer(context.Background(), "")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer c.Close()
+	got := map[string]bool{}
+	deadline := time.Now().Add(settlePatience)
+	for len(got) < len(want) && time.Now().Before(deadline) {
+		ds, err := c.Receive(context.Background(), 1000, time.Second)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		for _, d := range ds {
+			body := string(d.Body)
+			if !want[body] || !intact(body) {
+				m.t.Fatalf("%s: delivered what nobody sent: %q", queue, body[:min(len(body), 60)])
+			}
+			if got[body] && !d.Redelivered {
+				m.t.Errorf("%s: %q came twice", queue, body[:20])
+			}
+			got[body] = true
+		}
+		if err := c.AckAll(context.Background(), ds); err != nil && !errors.Is(err, client.ErrStaleReceipt) {
+			m.t.Errorf("%s: ack: %v", queue, err)
+		}
+	}
+	if len(got) != len(want) {
+		m.t.Fatalf("%s: %d of %d messages were delivered", queue, len(got), len(want))
+	}
+}
+
+func (m *testMesh) logBytes(i int) int64 {
+	info, err := os.Stat(m.nodes[i].log)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// damageNoticed is what a node has said of damage since a place in its log, or a metric
+// that counts it; empty when there is neither.
+func (m *testMesh) damageNoticed(i int, from int64) string {
+	m.t.Helper()
+	text, err := os.ReadFile(m.nodes[i].log)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text[from:])) {
+		for _, word := range []string{"damage", "set aside", "checksum", "corrupt", "repair"} {
+			if strings.Contains(line, word) {
+				_, said, _ := strings.Cut(line, "msg=")
+				return strings.TrimSpace(said[:min(len(said), 110)])
+			}
+		}
+	}
+	if v, err := m.metric(i, "meshq_damage_found_total"); err == nil && v > 0 {
+		return fmt.Sprintf("meshq_damage_found_total %v", v)
+	}
+	return ""
+}
+
+// The disks fill up: enqueues are refused in time and with a reason, acks go on, nothing
+// confirmed is lost, and with room again all goes on.
+func TestMeshFullDisk(t *testing.T) {
+	var disks []*loopDisk
+	var dirs []string
+	for range 3 {
+		d := newLoopDisk(t, 3<<10)
+		disks, dirs = append(disks, d), append(dirs, d.data())
+	}
+	m := newMesh(t, 3, dirs...)
+	m.must("queue", "create", "work")
+	m.waitOwner("work")
+	var fillers []string
+	for _, d := range disks {
+		fillers = append(fillers, d.fill(1<<30+40<<20)) // the default leaves 1 GiB free
+	}
+	mesh := m.dial(client.SendTimeout(10 * time.Second))
+	q := mesh.Queue("work")
+	want := map[string]bool{}
+	var refusal error
+	from := time.Now()
+	for i := 0; i < 400 && refusal == nil; i++ {
+		body := newBody("full", i, 512<<10)
+		if _, refusal = q.Send(context.Background(), client.Message{Body: []byte(body)}); refusal == nil {
+			want[body] = true
+		}
+	}
+	t.Logf("after %d messages of 512 KiB in %s: %v", len(want), ms(time.Since(from)), refusal)
+	if !errors.Is(refusal, client.ErrDiskFull) {
+		t.Errorf("refused with %v, want ErrDiskFull", refusal)
+	}
+	from = time.Now()
+	code, _, errs := m.meshq("send", "work", "one more", "--timeout", "3s")
+	t.Logf("send: exit code %d after %s: %s", code, ms(time.Since(from)), strings.TrimSpace(errs))
+	if code != exitFailed || !strings.Contains(errs, "full") {
+		t.Errorf("exit code %d: %s", code, errs)
+	}
+
+	// Somebody else takes what is left, and a node starts on a full disk.
+	for _, d := range disks {
+		d.fill(8 << 20)
+	}
+	m.kill(2)
+	m.restart(2)
+	m.drainQueue(mesh, "work", want) // acks go on
+
+	for _, path := range fillers {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from = time.Now()
+	m.eventually(startPatience, "enqueues are taken again", func() error {
+		_, err := q.Send(context.Background(), client.Message{Body: []byte("room")})
+		return err
+	})
+	t.Logf("with room again enqueues are taken after %s", ms(time.Since(from)))
+	m.waitEqual("work")
+	for _, i := range m.all() {
+		if !m.nodes[i].running() {
+			t.Errorf("%s has ended: %v", m.nodes[i].name, m.nodes[i].cmd.ProcessState)
+		}
+	}
+}
