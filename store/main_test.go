@@ -18,6 +18,7 @@ func TestMain(m *testing.M) {
 		// Badger leaves these behind when its Open returns an error, which is what
 		// tests of damage provoke.
 		goleak.IgnoreAnyFunction("github.com/dgraph-io/badger/v4.(*DB).monitorCache"),
+		goleak.IgnoreAnyFunction("github.com/dgraph-io/ristretto/v2/z.(*AllocatorPool).freeupAllocators"),
 		goleak.IgnoreAnyFunction("github.com/dgraph-io/badger/v4.(*vlogThreshold).listenForValueThresholdUpdate"),
 	)
 }
