@@ -33,6 +33,7 @@ type checker struct {
 	messages map[msgKey]*sentMessage
 	order    []msgKey
 	holders  map[msgKey]uint64  // bits of hosts whose disk has it synced, or had it until it was done
+	synced   map[msgKey]uint64  // the same, with the disks that lost it since: at most W-1, which P1 allows
 	acked    map[groupKey]int64 // when an ack was confirmed
 	acking   map[groupKey]bool  // some consumer sent an ack: it may be kept without ever being confirmed
 	handed   map[groupKey][]*handout
@@ -103,7 +104,7 @@ type waiting struct {
 
 func newChecker(w *world) *checker {
 	return &checker{
-		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
+		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, synced: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
 		handed: map[groupKey][]*handout{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
 		owned: map[int][]core.Ownership{}, owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
 		waiting: map[*host][]waiting{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{},
@@ -119,6 +120,7 @@ func (k *checker) about(m msgKey) string {
 func (k *checker) holds(h *host, b *wire.Batch) {
 	for i := range b.Count {
 		k.holders[key(b, i)] |= 1 << h.index
+		k.synced[key(b, i)] |= 1 << h.index
 	}
 }
 
@@ -221,7 +223,7 @@ func (k *checker) replied(h *host, r *request, answer wire.Message) {
 		}
 		for i := range m.Count {
 			mk := msgKey{m.Producer, m.Sequence + uint64(i)}
-			n := bits.OnesCount64(k.holders[mk])
+			n := bits.OnesCount64(k.synced[mk])
 			if n < int(e.Want) && !k.allDone(mk) {
 				k.w.fail("P1", mk, "%s confirms %s with %d of %d copies (%s); synced on %s", h.name, k.about(mk), len(e.Nodes), e.Want, k.w.names.list(e.Nodes), k.holding(mk))
 				return

@@ -176,12 +176,6 @@ func (d *disk) rollBack(n int) {
 	d.log = slices.Clip(slices.Clone(log))
 }
 
-// wipe is a new, empty disk.
-func (d *disk) wipe() {
-	d.rollBack(0)
-	d.damaged = false
-}
-
 // recover is what the store gives at boot.
 func (d *disk) recover() core.Recovered {
 	w := d.h.w

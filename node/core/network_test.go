@@ -7,8 +7,7 @@ import (
 
 // link is one direction between two hosts.
 type link struct {
-	cut     int // how many faults hold it cut
-	healed  int64
+	cut     int   // how many faults hold it cut
 	slow    int64 // extra latency
 	packets uint64
 }

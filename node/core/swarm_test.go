@@ -84,7 +84,9 @@ type swarm struct {
 
 func newSwarm(seed uint64) *swarm {
 	s := &swarm{world: newWorld(seed), length: 20 * second}
-	s.faults = faults(s.coin()) & faults(s.coin()|s.coin()) & faultAll // each with p = 3/8
+	some, most := s.coin(), s.coin()
+	most |= s.coin()
+	s.faults = faults(some&most) & faultAll // each with p = 3/8
 	if s.coin()%8 == 0 {
 		s.faults = 0
 	}
