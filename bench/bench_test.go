@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -285,6 +286,25 @@ func TestMissingPeersSayWhy(t *testing.T) {
 	}
 	if _, err := buildMeshq(conf.source, false); err == nil || !strings.Contains(err.Error(), "-source") {
 		t.Errorf("no source: %v", err)
+	}
+}
+
+func TestPortsInUseAreLeftOut(t *testing.T) {
+	first, err := freePorts(18600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+portsPerRun+3)) // in the next block
+	if err != nil {
+		t.Skip("another program has just taken the port: ", err)
+	}
+	defer l.Close()
+	next, err := freePorts(18600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next == first+portsPerRun {
+		t.Errorf("port %v is used, and the block from %d was taken", l.Addr(), next)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log"
 	"math"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -227,7 +228,34 @@ type session struct {
 	opened  time.Time
 }
 
-var sessionCount int
+const (
+	portsPerRun = 30
+	portBlocks  = 50
+)
+
+var nextBlock int
+
+// freePorts returns the first of portsPerRun ports that nobody uses. A port of another
+// program would pass for a server that is ready. Each run takes other ports than the
+// last, whose connections may linger.
+func freePorts(base int) (int, error) {
+	for range portBlocks {
+		first := base + nextBlock%portBlocks*portsPerRun
+		nextBlock++
+		free := true
+		for port := first; port < first+portsPerRun && free; port++ {
+			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err == nil {
+				err = l.Close()
+			}
+			free = err == nil
+		}
+		if free {
+			return first, nil
+		}
+	}
+	return 0, fmt.Errorf("no %d ports in a row are free from %d on", portsPerRun, base)
+}
 
 // open starts a cluster. The session must be closed even
 // after an error.
@@ -242,8 +270,9 @@ func open(ctx context.Context, peer string) (*session, error) {
 		return s, err
 	}
 	env := newEnv(s.dir)
-	env.BasePort = conf.basePort + sessionCount%50*30
-	sessionCount++
+	if env.BasePort, err = freePorts(conf.basePort); err != nil {
+		return s, err
+	}
 	s.version = version(s.driver, env)
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
