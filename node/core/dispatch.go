@@ -96,13 +96,10 @@ func (c *Core) received(ev Received) {
 	if from != 0 {
 		c.peer(from).heard = c.now.Mono
 	}
-	if c.conns[ev.Conn] == nil || !c.member() {
-		if m, ok := ev.Msg.(*wire.Rings); ok && from != 0 && c.mesh != 0 {
-			c.onRings(m) // its own step, agreed before it heard of it
-		}
+	if c.conns[ev.Conn] == nil {
 		return
 	}
-	switch m := ev.Msg.(type) {
+	switch m := ev.Msg.(type) { // also before this node has joined: demand stays
 	case *wire.Subscribe:
 		c.whenCatalog(m.Catalog, func() {
 			if c.conns[ev.Conn] != nil {
@@ -116,6 +113,12 @@ func (c *Core) received(ev Received) {
 	case *wire.Resume:
 		c.relayResume(c.subs[subKey{ev.Conn, m.Sub}], m)
 		c.onResume(ev.Conn, m)
+		return
+	}
+	if !c.member() {
+		if m, ok := ev.Msg.(*wire.Rings); ok && from != 0 && c.mesh != 0 {
+			c.onRings(m) // its own step, agreed before it heard of it
+		}
 		return
 	}
 	if from == 0 {

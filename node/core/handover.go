@@ -8,26 +8,19 @@ import (
 )
 
 // tend looks, at each renewal, whether a better placed node should own the partition.
-// It is rare: the better node must have been up and stable for handoverAfter.
+// It is rare: that node must have been up for handoverAfter.
 func (o *ownership) tend() {
 	p, c := o.p, o.p.core
-	if o.phase != owning || !o.valid() || len(p.sets) != 1 {
-		o.better = 0
+	if o.phase != owning || !o.valid() || len(p.sets) != 1 || c.now.Mono < o.nextOffer {
 		return
 	}
 	for _, id := range p.homes() {
 		if id == c.self {
-			o.better = 0
 			return
 		}
 		if peer := c.peer(id); peer.up && c.answering(id) && c.now.Mono-peer.since >= handoverAfter {
-			if o.better == 0 {
-				o.better = c.now.Mono
-			}
-			if c.now.Mono-o.better >= handoverAfter {
-				o.better = 0
-				o.offer(id, func(bool) {})
-			}
+			o.nextOffer = c.now.Mono + 5*Second
+			o.offer(id, func(bool) {})
 			return
 		}
 	}

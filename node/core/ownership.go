@@ -40,17 +40,17 @@ type ownership struct {
 	merged map[ring.NodeID]bool // whose state, taken after the grant, is here
 	// fresh says that nobody has owned the partition before, or that the owner before
 	// handed over: no reclaim grace is needed.
-	fresh    bool
-	table    []wire.InFlight // handed over
-	previous wire.Term       // the highest that was promised before this one
-	expected wire.Term       // of the release that the table came with
-	timer    *timer
-	offering bool    // to hand over
-	better   Instant // since when a better placed node has been up; 0: it is not
-	feeds    map[wire.GroupID]*feed
-	pumping  bool
-	serial   uint64 // of the last delivery
-	scans    int    // retry records that are still being read
+	fresh     bool
+	table     []wire.InFlight // handed over
+	previous  wire.Term       // the highest that was promised before this one
+	expected  wire.Term       // of the release that the table came with
+	timer     *timer
+	offering  bool    // to hand over
+	nextOffer Instant // not before: to a better placed node
+	feeds     map[wire.GroupID]*feed
+	pumping   bool
+	serial    uint64 // of the last delivery
+	scans     int    // retry records that are still being read
 }
 
 // leaseOf is what a grant asked for at an instant is worth to its holder.
