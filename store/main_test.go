@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"flag"
 	"log/slog"
 	"os"
 	"testing"
@@ -13,6 +14,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv("MESHQ_STORE_CHILD") != "" {
 		child()
 		return
+	}
+	flag.Parse()
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(m.Run()) // the fuzzer has goroutines of its own
 	}
 	goleak.VerifyTestMain(m,
 		// Badger leaves these behind when its Open returns an error, which is what
