@@ -9,7 +9,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test race test-mesh check fmt vet staticcheck bench fuzz swarm clean
+.PHONY: help run build test race test-mesh check fmt vet staticcheck bench bench-go bench-test fuzz swarm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +42,14 @@ fuzz: ## run each fuzzer for FUZZ
 		done; \
 	done
 
-bench: ## run all benchmarks once
+bench: ## meshq next to the floor and NATS on this machine, about 2 minutes (see bench/README.md)
+	$(MAKE) -C bench run
+
+bench-go: ## the Go benchmarks of all packages
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m ./...
+
+bench-test: ## vet and tests of the bench, a module of its own
+	$(MAKE) -C bench vet test
 
 fmt: ## fail if a file is not formatted by gofmt
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted, run gofmt -w:"; echo "$$files"; exit 1; fi
@@ -55,7 +61,7 @@ vet: ## go vet, long tests too
 staticcheck: ## staticcheck, in the version that go.mod pins
 	$(GO) tool staticcheck -tags mesh ./...
 
-check: build fmt vet staticcheck race swarm test-mesh test ## what CI runs: all of the above but bench and fuzz
+check: build fmt vet staticcheck bench-test race swarm test-mesh test ## what CI runs: all but the benchmarks and fuzz
 
 clean: ## remove what was built (not ./data)
 	rm -rf bin
