@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,6 +47,7 @@ type Node struct {
 	disk     *disk
 	door     *door
 	peers    *peers
+	memory   *memory
 	gossip   *gossip
 
 	draining atomic.Bool
@@ -259,6 +261,7 @@ func (n *Node) assemble(m machine) error {
 		boots: map[ring.NodeID]uint64{}, refused: map[ring.NodeID]wire.Code{},
 	}
 	n.peers = newPeers(n.self.ID, n.in, n.log, n.meter)
+	n.memory = newMemory(n.config.Data, func(err error) { n.log.Warn("members file not written", "error", err) })
 	n.peers.say, n.peers.learn = n.hello, n.gossip.learn
 	n.peers.mesh = func() wire.MeshID { return n.loop.facts.Load().mesh }
 	n.peers.dial = func(ctx context.Context, address string, hello *wire.Hello, h transport.Handler) (*transport.Conn, error) {
@@ -334,7 +337,13 @@ func (n *Node) run() {
 		return nil
 	})
 	seeds := &seeds{peers: n.peers, addresses: n.config.Join, state: map[string]string{}}
+	for _, address := range n.memory.addresses() {
+		if !slices.Contains(seeds.addresses, address) {
+			seeds.addresses = append(slices.Clip(seeds.addresses), address)
+		}
+	}
 	n.goes(linking, "join", seeds.run)
+	n.goes(linking, "members file", n.memory.run)
 	n.goes(talking, "gossip", n.gossip.run)
 	n.goes(serving, "mesh port", func(ctx context.Context) error {
 		return transport.Serve(ctx, n.listener, n.door.accept, n.options)
@@ -508,10 +517,15 @@ func (n *Node) persist(token core.Token, ops []wire.Op) { n.disk.persist(token, 
 func (n *Node) finished(c *commit, number uint64, err error) []core.Persisted {
 	return n.disk.finished(c, number, err)
 }
-func (n *Node) read(r core.Read)               { n.disk.read(r) }
-func (n *Node) scan(s core.Scan)               { n.disk.scan(s) }
-func (n *Node) setPeers(members []ring.Member) { n.peers.set(members) }
-func (n *Node) drained()                       { n.drainOne.Do(func() { close(n.drainedC) }) }
+func (n *Node) read(r core.Read) { n.disk.read(r) }
+func (n *Node) scan(s core.Scan) { n.disk.scan(s) }
+func (n *Node) setPeers(members []ring.Member) {
+	n.peers.set(members)
+	if len(members) > 0 {
+		n.memory.set(members)
+	}
+}
+func (n *Node) drained() { n.drainOne.Do(func() { close(n.drainedC) }) }
 
 func (n *Node) tooLarge(side string, msg wire.Message, err error) {
 	n.log.Warn("message too large to send", "side", side, "message", fmt.Sprintf("%T", msg), "error", err)

@@ -133,6 +133,7 @@ type Core struct {
 	cache        cache
 	stats        Stats
 	damagedAll   bool
+	lostVotes    uint64 // the highest ring number for which a vote may have been forgotten
 	damaged      map[wire.PartitionID]bool
 	secret       uint64 // signs receipts
 }
@@ -162,6 +163,9 @@ func New(cfg Config, rec Recovered) *Core {
 	}
 	c.cache.limit = cfg.Limits.CacheBytes
 	c.recover(rec)
+	if c.rings.current != nil {
+		c.lostVotes = c.rings.current.Number() + 1
+	}
 	c.timers.add(0, c.boot)
 	return c
 }

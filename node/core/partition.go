@@ -134,6 +134,10 @@ func (c *Core) known(id wire.PartitionID) *partition {
 	c.parts[id] = p
 	p.setEntry(e)
 	p.placeNow()
+	if c.damagedAll && p.home {
+		p.repairing = true // the catalog may be younger than the damage
+		p.repairOn()
+	}
 	return p
 }
 

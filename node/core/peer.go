@@ -20,6 +20,7 @@ type peer struct {
 	since   Instant             // when it came up
 
 	fetching bool     // its catalog is on the way
+	again    *timer   // compares once more, after a difference
 	out      leaseSet // what this node holds from it
 	in       grantSet // what it holds from this node
 	pulls    map[wire.PartitionID]bool
@@ -123,6 +124,7 @@ func (c *Core) greet(p *peer) {
 		c.relay(c.subs[k])
 	}
 	c.compare(p)
+	c.compareAgain(p)
 }
 
 func (c *Core) peerDown(id ring.NodeID) {

@@ -340,6 +340,24 @@ func (p *partition) mergedFrom(id ring.NodeID) {
 func (p *partition) endRepair() {
 	p.repairing = false
 	p.core.note(NoteInfo, p, "repaired", "queue %s partition %d", p.entry.Name, p.index)
-	p.core.persistThen([]wire.Op{remove(key(recordRepair, uint64(p.id)))}, nil)
+	p.core.persistThen([]wire.Op{
+		remove(key(recordRepair, uint64(p.id))), put(key(recordTerm, uint64(p.id)), p.promised),
+	}, nil)
+	p.rewrite()
 	p.armClaim()
+}
+
+// rewrite has all folded records written anew: some on disk may be damaged.
+func (p *partition) rewrite() {
+	for _, g := range p.groups { // sets: the order does not matter
+		for _, d := range g.lanes {
+			d.floor = 0
+			for _, run := range d.runs {
+				for page := run.From / pageSize; page <= (run.To-1)/pageSize; page++ {
+					d.dirty[page] = true
+				}
+			}
+		}
+	}
+	p.watermarksDirty, p.producersDirty, p.ackLogDirty = true, true, true
 }

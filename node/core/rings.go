@@ -122,6 +122,9 @@ func (c *Core) onRings(m *wire.Rings) {
 		for _, t := range learned {
 			c.rings.add(t)
 		}
+		if before == 0 {
+			c.lostVotes = c.rings.current.Number() + 1
+		}
 		if c.rings.current.Number() > before {
 			c.ringChanged()
 		}
@@ -213,8 +216,15 @@ type vote struct {
 	Table    ring.Table
 }
 
+// mayVote says whether this node may vote for a ring. After it has lost state it may
+// have forgotten a vote: it waits for the step that was under way then. With two
+// members every majority has the other one, who has not forgotten.
+func (c *Core) mayVote(number uint64) bool {
+	return !c.damagedAll || c.rings.current.Len() < 3 || number > c.lostVotes
+}
+
 func (c *Core) onRingPrepare(req ReqID, from ring.NodeID, m *wire.RingPrepare) {
-	if !c.member() || m.Number != c.rings.current.Number()+1 {
+	if !c.member() || !c.mayVote(m.Number) || m.Number != c.rings.current.Number()+1 {
 		c.voteElsewhere(from, m.Number)
 		c.reply(req, &wire.RingPromise{})
 		return
@@ -233,7 +243,7 @@ func (c *Core) onRingPrepare(req ReqID, from ring.NodeID, m *wire.RingPrepare) {
 
 func (c *Core) onRingAccept(req ReqID, from ring.NodeID, m *wire.RingAccept) {
 	number := m.Table.Number
-	if !c.member() || number != c.rings.current.Number()+1 || m.Table.Validate() != nil {
+	if !c.member() || !c.mayVote(number) || number != c.rings.current.Number()+1 || m.Table.Validate() != nil {
 		c.voteElsewhere(from, number)
 		c.reply(req, &wire.RingAccepted{})
 		return
@@ -414,6 +424,10 @@ func (c *Core) ask(members []ring.Member, msg wire.Message, answer func(wire.Mes
 func (c *Core) askSelf(msg wire.Message, answer func(wire.Message)) {
 	number := c.rings.current.Number() + 1
 	v := c.votes[number]
+	if !c.mayVote(number) {
+		answer(nil)
+		return
+	}
 	switch m := msg.(type) {
 	case *wire.RingPrepare:
 		if !v.Promised.Less(m.Ballot) {

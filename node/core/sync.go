@@ -308,8 +308,20 @@ func (c *Core) compare(peer *peer) {
 					p.pull(peer.id)
 				}
 			}
+			if len(d.Sums) > 0 {
+				c.compareAgain(peer)
+			}
 		}
 	})
+}
+
+// compareAgain looks soon whether a difference has gone: what was under way when the
+// other one was away reaches it by nothing else.
+func (c *Core) compareAgain(peer *peer) {
+	if peer.again != nil && peer.again.index >= 0 {
+		return
+	}
+	peer.again = c.after(2*Second, func() { c.compare(peer) })
 }
 
 // onDigests answers with what differs, and pulls it as well.
