@@ -262,6 +262,7 @@ func TestMeshDamagedCopy(t *testing.T) {
 	const n = 400
 	var table strings.Builder
 	fmt.Fprintf(&table, "\n%-24s %-8s %-24s %-9s %-9s %s", "file", "stopped", "flipped", "active", "equal", "noticed")
+	defer func() { t.Log(table.String()) }()
 	for k, test := range []struct {
 		pattern string
 		crash   bool // SIGKILL: after SIGTERM there is no such file, or nothing in it
@@ -274,9 +275,9 @@ func TestMeshDamagedCopy(t *testing.T) {
 		{"segments/*/MANIFEST", false, true},
 		{"meta/*.sst", false, true},
 		{"meta/*.mem", true, true},
-		{"meta/MANIFEST", false, true},
 		{"identity", false, true},
 		{"watermark", false, true},
+		{"meta/MANIFEST", false, true},
 	} {
 		queue := fmt.Sprintf("damaged-%d", k)
 		m.must("queue", "create", queue)
@@ -340,7 +341,6 @@ func TestMeshDamagedCopy(t *testing.T) {
 			t.Errorf("%s: the damage was not noticed", relative)
 		}
 	}
-	t.Log(table.String())
 }
 
 // take receives and acks n of the messages that are wanted, and takes them off: none of
