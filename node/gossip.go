@@ -71,7 +71,8 @@ type gossip struct {
 	rejoin  chan struct{} // capacity 1: try to reach those who are not alive, now
 
 	meta    atomic.Pointer[[]byte]
-	leaving atomic.Bool // leave the mesh at the end, rather than fall silent
+	told    []ring.Member // where the others listen, as the core was told; only tell uses it
+	leaving atomic.Bool   // leave the mesh at the end, rather than fall silent
 
 	mu    sync.Mutex // alive, known; delegates take it, with memberlist's lock held
 	alive map[string]member
@@ -308,11 +309,16 @@ func (g *gossip) missing() []string {
 // tell gives the core the sorted list of the living, when it has changed, and the
 // dialers the addresses.
 func (g *gossip) tell(told []ring.NodeID) []ring.NodeID {
-	living, addresses := g.living()
+	living, members := g.living()
+	addresses := make(map[ring.NodeID]string, len(members))
+	for _, m := range members {
+		addresses[m.ID] = m.Address
+	}
 	g.peers.addressesByGossip(addresses)
-	if slices.Equal(told, living) {
+	if slices.Equal(told, living) && slices.Equal(g.told, members) {
 		return told
 	}
+	g.told = members
 	for _, id := range living {
 		if id != g.self && !slices.Contains(told, id) {
 			g.log.Info("node alive", "peer", id.String(), "address", addresses[id])
@@ -323,12 +329,12 @@ func (g *gossip) tell(told []ring.NodeID) []ring.NodeID {
 			g.log.Warn("node dead or gone", "peer", id.String())
 		}
 	}
-	g.in.force(item{event: core.Members{Alive: slices.Clone(living)}})
+	g.in.force(item{event: core.Members{Alive: slices.Clone(living), Addresses: slices.Clone(members)}})
 	return living
 }
 
-// living is who is alive, this node included, and their mesh addresses.
-func (g *gossip) living() ([]ring.NodeID, map[ring.NodeID]string) {
+// living is who is alive, this node included, and where the others listen; both sorted.
+func (g *gossip) living() ([]ring.NodeID, []ring.Member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	out := []ring.NodeID{g.self}
@@ -345,12 +351,14 @@ func (g *gossip) living() ([]ring.NodeID, map[ring.NodeID]string) {
 			newest[m.node] = m
 		}
 	}
-	addresses := map[ring.NodeID]string{}
-	for id, m := range newest {
-		addresses[id] = m.meta.Address
-	}
 	slices.Sort(out)
-	return out, addresses
+	var members []ring.Member
+	for _, id := range out {
+		if m, ok := newest[id]; ok && m.meta.Address != "" {
+			members = append(members, ring.Member{ID: id, Address: m.meta.Address, HTTP: m.meta.HTTP})
+		}
+	}
+	return out, members
 }
 
 // The delegates run with memberlist's lock held or in its packet loop: they block on

@@ -3,7 +3,6 @@ package core
 import (
 	"slices"
 
-	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
 )
 
@@ -37,9 +36,22 @@ func (c *Core) describeQueue(req ReqID, m *wire.DescribeQueue) {
 	})
 }
 
-// meshMessage is the ring, and who of it is alive as this node sees it.
+// meshMessage is the ring, with the addresses that its members have now, and who of it
+// is alive as this node sees it.
 func (c *Core) meshMessage() *wire.Mesh {
 	m := &wire.Mesh{ID: c.mesh, Table: c.Table(), Catalog: c.catalog.version, Node: c.self}
+	m.Table.Members = slices.Clone(m.Table.Members)
+	for i := range m.Table.Members {
+		x := &m.Table.Members[i]
+		if x.ID == c.self {
+			x.Address, x.HTTP, x.Gossip = c.cfg.Self.Address, c.cfg.Self.HTTP, c.cfg.Self.Gossip
+		} else if now, known := c.addresses[x.ID]; known {
+			x.Address = now.Address
+			if now.HTTP != "" {
+				x.HTTP = now.HTTP
+			}
+		}
+	}
 	for _, x := range m.Table.Members {
 		if x.ID == c.self || c.answering(x.ID) || slices.Contains(c.alive, x.ID) && c.up(x.ID) {
 			m.Alive = append(m.Alive, x.ID)
@@ -123,12 +135,4 @@ func (p *partition) groupState(g wire.GroupID) wire.GroupState {
 	}
 	s.Ready = open - min(open, s.InFlight+s.Delayed)
 	return s
-}
-
-// nodeOf is the member behind a connection; 0 for a client.
-func (c *Core) nodeOf(id ConnID) ring.NodeID {
-	if x := c.conns[id]; x != nil {
-		return x.node
-	}
-	return 0
 }

@@ -105,6 +105,11 @@ func mergeEntries(a, b *wire.QueueEntry) *wire.QueueEntry {
 // mergeCatalog takes entries from elsewhere, persists what is new, and calls then
 // when it is synced.
 func (c *Core) mergeCatalog(entries []wire.QueueEntry, then func()) {
+	if c.catalog.version == 0 { // the first that this boot hears of
+		for i := range entries {
+			c.damageHorizon = max(c.damageHorizon, entries[i].Version)
+		}
+	}
 	var ops []wire.Op
 	for i := range entries {
 		e := &entries[i]

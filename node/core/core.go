@@ -113,14 +113,16 @@ type Core struct {
 	draining  bool
 	drained   bool
 
-	peers   map[ring.NodeID]*peer
-	conns   map[ConnID]*conn
-	alive   []ring.NodeID
-	rings   rings
-	votes   map[uint64]vote
-	council *proposal
-	catalog catalog
-	behind  []*waiting // requests that wait for a newer catalog
+	peers map[ring.NodeID]*peer
+	conns map[ConnID]*conn
+	alive []ring.NodeID
+	// addresses are where members listen now; the ring says where they did when they joined.
+	addresses map[ring.NodeID]ring.Member
+	rings     rings
+	votes     map[uint64]vote
+	council   *proposal
+	catalog   catalog
+	behind    []*waiting // requests that wait for a newer catalog
 
 	parts   map[wire.PartitionID]*partition
 	places  map[wire.PartitionID]place // of all partitions of the catalog
@@ -133,9 +135,12 @@ type Core struct {
 	cache        cache
 	stats        Stats
 	damagedAll   bool
-	lostVotes    uint64 // the highest ring number for which a vote may have been forgotten
-	damaged      map[wire.PartitionID]bool
-	secret       uint64 // signs receipts
+	// damageHorizon is the catalog version up to which damagedAll reaches: what was created
+	// later cannot have been lost here.
+	damageHorizon uint64
+	lostVotes     uint64 // the highest ring number for which a vote may have been forgotten
+	damaged       map[wire.PartitionID]bool
+	secret        uint64 // signs receipts
 }
 
 // New makes the core of a node from what its store holds. The first Step gives the
@@ -163,6 +168,7 @@ func New(cfg Config, rec Recovered) *Core {
 	}
 	c.cache.limit = cfg.Limits.CacheBytes
 	c.recover(rec)
+	c.damageHorizon = c.catalog.version
 	if c.rings.current != nil {
 		c.lostVotes = c.rings.current.Number() + 1
 	}
@@ -200,7 +206,7 @@ func (c *Core) Step(now Time, ev Event) []Effect {
 	case PeerDown:
 		c.peerDown(ev.Node)
 	case Members:
-		c.alive = ev.Alive
+		c.members(ev)
 	case Persisted:
 		c.persisted(ev)
 	case ReadDone:

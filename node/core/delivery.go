@@ -275,22 +275,24 @@ func (f *feed) pump() {
 	subs := c.feeders[queueGroup{f.o.p.entry.Name, f.name}]
 	out := map[*sub]*wire.Deliver{}
 	var order []*sub
+	alive := slices.ContainsFunc(subs, func(s *sub) bool { return !c.hung(s) })
 	for idle := 0; idle < len(subs); {
 		if f.inflight >= c.cfg.Limits.InFlight {
 			break
 		}
 		f.next %= len(subs)
 		s := subs[f.next]
-		f.next++
-		if s.left() == 0 {
+		if s.left() == 0 || alive && c.hung(s) {
 			idle++
+			f.next++
 			continue
 		}
 		d, ok := f.deliver(s)
 		if !ok {
-			break
+			break // it keeps its turn
 		}
 		idle = 0
+		f.next++
 		if out[s] == nil {
 			out[s] = &wire.Deliver{Sub: s.key.sub}
 			order = append(order, s)
@@ -305,6 +307,25 @@ func (f *feed) pump() {
 	for _, s := range order {
 		f.push(s, out[s])
 	}
+}
+
+// hungFor is how long a consumer that let a lease run out gets nothing while there are
+// others, unless it says something: without that a hung one would get the same message
+// back at each lease end.
+const hungFor = 60 * Second
+
+// hung says whether a consumer let a lease run out and has said nothing since.
+func (c *Core) hung(s *sub) bool {
+	x := c.connOf(s)
+	return x != nil && c.now.Mono < x.hungUntil
+}
+
+// connOf is the connection of a consumer; nil without one.
+func (c *Core) connOf(s *sub) *conn {
+	if s == nil {
+		return nil
+	}
+	return c.conns[s.key.conn]
 }
 
 // maxDeliverBytes is when a frame of deliveries is full.
@@ -497,6 +518,9 @@ func (f *feed) expire(d *delivery, cause wire.Cause) {
 	if f.o.p.own != f.o || f.o.phase == releasing {
 		return
 	}
+	if x := f.o.p.core.connOf(d.sub); x != nil && cause == wire.CauseLease {
+		x.hungUntil = f.o.p.core.now.Mono + hungFor
+	}
 	f.takeBack(d, d.runs.Clone(), cause, 0, d.receipt.Attempt, false)
 	f.o.pump()
 }
@@ -602,16 +626,6 @@ func (f *feed) excludeCopies(l *lane, fl *feedLane, at wire.Offset) bool {
 		}
 	}
 	return found
-}
-
-// unhand makes messages new again, their copies at other positions included.
-func (f *feed) unhand(l wire.Lane, run wire.Run) {
-	f.lane(l).handed.Remove(run)
-	f.o.rewind(l, run.From)
-	for _, other := range f.o.p.aliasesOf(l, run) {
-		f.lane(other.lane).excluded.Remove(other.run)
-		f.o.rewind(other.lane, other.run.From)
-	}
 }
 
 // doneNow takes what is done out of what is handed out and in flight.

@@ -1,13 +1,27 @@
 package core
 
-import "github.com/meshq/meshq/transport/wire"
+import (
+	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// spoke notes that something came on a connection, and returns the member behind it; 0
+// for a client.
+func (c *Core) spoke(id ConnID) ring.NodeID {
+	x := c.conns[id]
+	if x == nil {
+		return 0
+	}
+	x.hungUntil = 0
+	if x.node != 0 {
+		c.peer(x.node).heard = c.now.Mono
+	}
+	return x.node
+}
 
 // request answers a message that wants a Reply.
 func (c *Core) request(ev Request) {
-	from := c.nodeOf(ev.Conn)
-	if from != 0 {
-		c.peer(from).heard = c.now.Mono
-	}
+	from := c.spoke(ev.Conn)
 	switch m := ev.Msg.(type) {
 	case *wire.Ping:
 		c.reply(ev.Req, &wire.Done{})
@@ -92,10 +106,7 @@ func (c *Core) clientRequest(ev Request) bool {
 
 // received takes a one-way message. What is out of place is dropped.
 func (c *Core) received(ev Received) {
-	from := c.nodeOf(ev.Conn)
-	if from != 0 {
-		c.peer(from).heard = c.now.Mono
-	}
+	from := c.spoke(ev.Conn)
 	if c.conns[ev.Conn] == nil {
 		return
 	}

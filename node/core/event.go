@@ -75,8 +75,12 @@ type (
 	PeerDown struct{ Node ring.NodeID }
 
 	// Members is gossip's opinion of who is alive, this node included, sorted. It
-	// decides nothing.
-	Members struct{ Alive []ring.NodeID }
+	// decides nothing. Addresses are where nodes listen now, for those that said so:
+	// ID, Address and HTTP are set, sorted by ID.
+	Members struct {
+		Alive     []ring.NodeID
+		Addresses []ring.Member
+	}
 
 	// Persisted says that the ops of a Persist are fsynced, in commit number
 	// Commit. The events come in the order of the effects.

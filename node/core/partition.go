@@ -134,8 +134,8 @@ func (c *Core) known(id wire.PartitionID) *partition {
 	c.parts[id] = p
 	p.setEntry(e)
 	p.placeNow()
-	if c.damagedAll && p.home {
-		p.repairing = true // the catalog may be younger than the damage
+	if c.damagedAll && p.home && e.Version <= c.damageHorizon {
+		p.repairing = true // its records, and the catalog that tells of it, were lost
 		p.repairOn()
 	}
 	return p

@@ -30,6 +30,8 @@ type peer struct {
 type conn struct {
 	id   ConnID
 	node ring.NodeID // 0: a client
+	// hungUntil is until when its consumers get nothing; what it says ends that.
+	hungUntil Instant
 }
 
 func (c *Core) peer(id ring.NodeID) *peer {
@@ -39,6 +41,33 @@ func (c *Core) peer(id ring.NodeID) *peer {
 		c.peers[id] = p
 	}
 	return p
+}
+
+// members takes what gossip says. Clients are told of new addresses.
+func (c *Core) members(ev Members) {
+	c.alive = ev.Alive
+	moved := false
+	for _, m := range ev.Addresses {
+		if c.addresses[m.ID] != m {
+			if c.addresses == nil {
+				c.addresses = map[ring.NodeID]ring.Member{}
+			}
+			c.addresses[m.ID] = m
+			moved = true
+		}
+	}
+	if moved && c.member() {
+		c.tellClients()
+	}
+}
+
+// tellClients pushes the ring to all clients.
+func (c *Core) tellClients() {
+	for _, id := range sortedKeys(c.conns) {
+		if c.conns[id].node == 0 {
+			c.emit(Push{Conn: id, Msg: c.meshMessage()})
+		}
+	}
 }
 
 // up says whether a node can be reached; this one always.

@@ -171,11 +171,7 @@ func (c *Core) ringChanged() {
 			c.greet(p)
 		}
 	}
-	for _, k := range sortedConns(c.conns) {
-		if c.conns[k].node == 0 {
-			c.emit(Push{Conn: k, Msg: c.meshMessage()})
-		}
-	}
+	c.tellClients()
 	// Under an older ring nothing is granted any more, and in one lease no grant of
 	// one can run; after a boot this node does not know what it granted.
 	number := t.Number
@@ -485,5 +481,3 @@ func (c *Core) onJoin(req ReqID, m *wire.Join) {
 		answer()
 	})
 }
-
-func sortedConns(m map[ConnID]*conn) []ConnID { return sortedKeys(m) }

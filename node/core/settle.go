@@ -206,16 +206,9 @@ func (o *ownership) change(x *wire.SettleItem) wire.Code {
 	return 0
 }
 
-// release gives messages back without an attempt: a first delivery makes them new.
+// release gives messages back without an attempt.
 func (f *feed) release(d *delivery, runs wire.Runs) {
-	if d.receipt.Attempt > 1 {
-		f.takeBack(d, runs, wire.CauseReleased, 0, d.receipt.Attempt-1, false)
-		return
-	}
-	f.settled(d, runs)
-	for _, run := range runs {
-		f.unhand(d.receipt.Lane, run)
-	}
+	f.takeBack(d, runs, wire.CauseReleased, 0, d.receipt.Attempt-1, false)
 }
 
 // heldResume is a Resume that came to a node that does not own the partition yet.
