@@ -112,7 +112,7 @@ func (c *Core) opened(now Instant, s *consumer) {
 		return // given up in the meantime
 	}
 	if !hasGroup(s.queue.entry, s.group) {
-		s.fail(c, now, wire.ErrNoGroup)
+		s.fail(c, now, wire.Errorf(wire.ErrNoGroup, "no such group: %s", s.group))
 		return
 	}
 	s.opened, s.lastWant = true, now

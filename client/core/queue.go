@@ -142,7 +142,7 @@ func (c *Core) described(now Instant, q *queue, entry *wire.QueueEntry) {
 	}
 	for _, s := range slices.Clone(q.consumers) {
 		if !hasGroup(entry, s.group) {
-			s.fail(c, now, wire.ErrNoGroup)
+			s.fail(c, now, wire.Errorf(wire.ErrNoGroup, "no such group: %s", s.group))
 			continue
 		}
 		c.subscribe(now, s)

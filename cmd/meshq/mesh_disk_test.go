@@ -257,89 +257,139 @@ func fullest(root, pattern string) string {
 // One byte is flipped in a file of a node that is down: in each kind of file in turn.
 // Then that node owns the queue and delivers it.
 func TestMeshDamagedCopy(t *testing.T) {
-	m := newMesh(t, 3)
-	mesh := m.dial()
-	const n = 400
 	var table strings.Builder
-	fmt.Fprintf(&table, "\n%-24s %-8s %-24s %-9s %-9s %s", "file", "stopped", "flipped", "active", "equal", "noticed")
+	fmt.Fprintf(&table, "\n%-30s %-8s %-24s %-9s %-9s %s", "file", "stopped", "flipped", "active", "equal", "noticed")
 	defer func() { t.Log(table.String()) }()
-	for k, test := range []struct {
+	for _, test := range []struct {
 		pattern string
 		crash   bool // SIGKILL: after SIGTERM there is no such file, or nothing in it
-		notice  bool // the damage must be noticed: what is flipped is in use
+		unused  bool // what is flipped may be of no use any more, so nobody need notice
 	}{
-		{"segments/*/*.vlog", false, true},
-		{"segments/*/*.vlog", true, true},
+		{"segments/*/*.vlog", false, false},
+		{"segments/*/*.vlog", true, false},
 		{"segments/*/*.sst", false, false},
 		{"segments/*/*.mem", true, false},
-		{"segments/*/MANIFEST", false, true},
-		{"meta/*.sst", false, true},
-		{"meta/*.mem", true, true},
+		{"segments/*/MANIFEST", false, false},
+		{"segments/*/KEYREGISTRY", false, true},
+		{"meta/*.sst", false, false},
+		{"meta/*.mem", true, false},
+		{"meta/MANIFEST", false, false},
+		{"meta/*.vlog", true, true},
 		{"identity", false, true},
 		{"watermark", false, true},
-		{"meta/MANIFEST", false, true},
 	} {
-		queue := fmt.Sprintf("damaged-%d", k)
+		t.Run(strings.ReplaceAll(test.pattern, "/", " "), func(t *testing.T) {
+			m := newMesh(t, 3)
+			m.must("queue", "create", "work")
+			_, home := m.waitOwner("work")
+			mesh, want := m.dial(), map[string]bool{}
+			m.fill(mesh, "work", want, 400, 2000)
+			m.waitEqual("work")
+			victim := home[0] // it will own the queue when its owner dies
+			d := m.damage(victim, test.pattern, test.crash)
+			if d.path == "" {
+				t.Skip("there is no such file with content")
+			}
+			from := time.Now()
+			m.restart(victim)
+			active := time.Since(from)
+			equal := m.waitEqual("work")
+
+			// The damaged node becomes the owner and delivers what it has.
+			owner, _ := m.waitOwner("work")
+			if owner != victim {
+				m.kill(owner)
+				if now, _ := m.waitOwner("work", owner); now != victim {
+					t.Logf("%s took over, not the damaged %s", m.nodes[now].name, m.nodes[victim].name)
+				}
+			}
+			m.take(mesh, "work", want, len(want))
+			if owner != victim {
+				m.restart(owner)
+			}
+			m.waitEqual("work")
+			if code, out, _ := m.meshq("receive", "work", "--wait", "500ms", "--json"); code != exitNothing {
+				t.Errorf("exit code %d: something acked came back: %s", code, out)
+			}
+			noticed := m.damageNoticed(victim, d.logged)
+			fmt.Fprintf(&table, "\n%-30s %-8s %-24s %-9s %-9s %s", d.path, d.how, d.where, ms(active), ms(equal), noticed)
+			if !test.unused && noticed == "" {
+				t.Errorf("%s, %s: the damage was not noticed", d.path, d.where)
+			}
+		})
+	}
+}
+
+// Two of three nodes come back damaged, one after the other; what is old and what is new
+// is served all the same.
+func TestMeshDamagedOneAfterTheOther(t *testing.T) {
+	m := newMesh(t, 3)
+	m.must("queue", "create", "old")
+	m.waitOwner("old")
+	mesh, want := m.dial(), map[string]bool{}
+	m.fill(mesh, "old", want, 400, 2000)
+	for _, pattern := range []string{"segments/*/MANIFEST", "meta/MANIFEST"} {
+		for i := range m.nodes {
+			m.waitEqual("old")
+			m.damage(i, pattern, false)
+			m.restart(i)
+		}
+		m.waitEqual("old")
+		queue := "new-" + strings.Trim(strings.ToLower(pattern[:4]), "/")
 		m.must("queue", "create", queue)
 		m.waitOwner(queue)
-		bodies := make([]client.Message, n)
-		want := map[string]bool{}
-		for i := range bodies {
-			body := newBody(queue, i, 2000)
-			bodies[i].Body, want[body] = []byte(body), true
-		}
-		if _, err := mesh.Queue(queue).SendBatch(context.Background(), bodies); err != nil {
-			t.Fatal(err)
-		}
-		m.waitEqual(queue)
-		_, home := m.waitOwner(queue)
-		victim := home[0] // it will own the queue when its owner dies
-		node := m.nodes[victim]
-		how := "SIGTERM"
-		if test.crash {
-			how = "SIGKILL"
-			m.kill(victim)
-		} else if code := m.stop(victim); code != exitDone {
-			t.Errorf("%s: exit code %d", node.name, code)
-		}
-		path := fullest(node.data, test.pattern)
-		if path == "" {
-			fmt.Fprintf(&table, "\n%-24s %-8s there is none with content", test.pattern, how)
-			m.restart(victim)
-			m.take(mesh, queue, want, len(want))
-			continue
-		}
-		where, err := flipByte(path)
-		if err != nil {
-			t.Fatalf("%s: %v", path, err)
-		}
-		logged := m.logBytes(victim)
-		from := time.Now()
-		m.restart(victim)
-		active := time.Since(from)
-		from = time.Now()
-		m.waitEqual(queue)
-		equal := time.Since(from)
+		fresh := map[string]bool{}
+		m.fill(mesh, queue, fresh, 100, 200)
+		m.take(mesh, queue, fresh, len(fresh))
+	}
+	m.take(mesh, "old", want, len(want))
+	m.waitEqual("old")
+}
 
-		// The damaged node becomes the owner and delivers what it has.
-		owner, _ := m.waitOwner(queue)
-		if owner != victim {
-			m.kill(owner)
-			if now, _ := m.waitOwner(queue, owner); now != victim {
-				t.Logf("%s: %s took over, not the damaged %s", test.pattern, m.nodes[now].name, node.name)
-			}
-		}
-		m.take(mesh, queue, want, len(want))
-		if owner != victim {
-			m.restart(owner)
-		}
-		m.waitEqual(queue)
-		noticed := m.damageNoticed(victim, logged)
-		relative, _ := filepath.Rel(node.data, path)
-		fmt.Fprintf(&table, "\n%-24s %-8s %-24s %-9s %-9s %s", relative, how, where, ms(active), ms(equal), noticed)
-		if test.notice && noticed == "" {
-			t.Errorf("%s: the damage was not noticed", relative)
-		}
+// damaged says what was done to a node.
+type damaged struct {
+	path, how, where string
+	logged           int64 // bytes of its log before
+}
+
+// damage stops a node and flips a byte in the fullest file that matches; without one
+// the path is empty.
+func (m *testMesh) damage(i int, pattern string, crash bool) damaged {
+	m.t.Helper()
+	node, d := m.nodes[i], damaged{how: "SIGTERM"}
+	if crash {
+		d.how = "SIGKILL"
+		m.kill(i)
+	} else if code := m.stop(i); code != exitDone {
+		m.t.Errorf("%s: exit code %d", node.name, code)
+	}
+	path := fullest(node.data, pattern)
+	if path == "" {
+		return d
+	}
+	var err error
+	if d.where, err = flipByte(path); err != nil {
+		m.t.Fatalf("%s: %v", path, err)
+	}
+	info, err := os.Stat(node.log)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	d.logged = info.Size()
+	d.path, _ = filepath.Rel(node.data, path)
+	return d
+}
+
+// fill sends n messages and notes them as wanted.
+func (m *testMesh) fill(mesh *client.Mesh, queue string, want map[string]bool, n, size int) {
+	m.t.Helper()
+	messages := make([]client.Message, n)
+	for i := range messages {
+		body := newBody(queue, i, size)
+		messages[i].Body, want[body] = []byte(body), true
+	}
+	if _, err := mesh.Queue(queue).SendBatch(context.Background(), messages); err != nil {
+		m.t.Fatal(err)
 	}
 }
 
@@ -378,14 +428,6 @@ func (m *testMesh) take(mesh *client.Mesh, queue string, want map[string]bool, n
 			delete(want, string(d.Body))
 		}
 	}
-}
-
-func (m *testMesh) logBytes(i int) int64 {
-	info, err := os.Stat(m.nodes[i].log)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return info.Size()
 }
 
 // damageNoticed is what a node has said of damage since a place in its log, or a metric
