@@ -66,7 +66,7 @@ func TestMeshNodeAway(t *testing.T) {
 			if away == owner {
 				away = home[1]
 			}
-			l := m.startLoad(loadPlan{queue: "work", producers: 2, rate: 500, size: 256, consumers: 2})
+			l := m.startLoad(loadPlan{queue: "work", producers: 2, rate: 500, size: 256, consumers: 1})
 			l.waitDeliveries(500)
 			at := time.Now()
 			m.kill(away)
@@ -190,12 +190,12 @@ func TestMeshFiveNodes(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m.t = t
+			m := m.in(t)
 			queue := strings.NewReplacer(" ", "-", ",", "").Replace(test.name)
 			m.must("queue", "create", queue)
 			owner, home := m.waitOwner(queue)
 			victims := test.victim(owner, home)
-			l := m.startLoad(loadPlan{queue: queue, producers: 2, rate: 500, size: 256, consumers: 2})
+			l := m.startLoad(loadPlan{queue: queue, producers: 2, rate: 500, size: 256, consumers: 1})
 			l.waitDeliveries(500)
 			at := time.Now()
 			m.kill(victims...)
@@ -218,7 +218,6 @@ func TestMeshFiveNodes(t *testing.T) {
 			}
 		})
 	}
-	m.t = t
 }
 
 // worst is the longest gap of confirms and the longest time to a confirm in a window.

@@ -183,21 +183,25 @@ func TestMeshOwnerKilled(t *testing.T) {
 	m.waitEqual("work")
 }
 
-// Consumers that hold messages die, or hang.
+// Consumers that hold messages die, or hang, or die together with the owner.
 func TestMeshConsumerGone(t *testing.T) {
 	m := newMesh(t, 3)
 	const held = 20
 	for _, test := range []struct {
 		queue string
 		sig   syscall.Signal
+		owner bool // is killed too
 		lease time.Duration
 		cause string
 	}{
-		{"killed", syscall.SIGKILL, 30 * time.Second, "consumer"},
-		{"stopped", syscall.SIGSTOP, 2 * time.Second, "lease"},
+		{"killed", syscall.SIGKILL, false, 30 * time.Second, "consumer"},
+		{"stopped", syscall.SIGSTOP, false, 2 * time.Second, "lease"},
+		{"killed-with-the-owner", syscall.SIGKILL, true, 30 * time.Second, "takeover"},
 	} {
 		t.Run(test.queue, func(t *testing.T) {
+			m := m.in(t)
 			m.must("queue", "create", test.queue, "--lease", test.lease.String())
+			owner, _ := m.waitOwner(test.queue)
 			args := []string{"send", test.queue}
 			for i := range held {
 				args = append(args, newBody("held", i, 30))
@@ -218,6 +222,9 @@ func TestMeshConsumerGone(t *testing.T) {
 			}
 			at := time.Now()
 			_ = c.Process.Signal(test.sig)
+			if test.owner {
+				m.kill(owner)
+			}
 			var first, last time.Duration
 			got := map[string]bool{}
 			for len(got) < held && time.Since(at) < settlePatience {
@@ -242,7 +249,7 @@ func TestMeshConsumerGone(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			t.Logf("%s with %d messages in hand, lease %v: the first came again after %s, the last after %s", test.sig, held, test.lease, ms(first), ms(last))
+			t.Logf("%s (the owner too: %v) with %d messages in hand, lease %v: the first came again after %s, the last after %s", test.sig, test.owner, held, test.lease, ms(first), ms(last))
 			if len(got) != held {
 				t.Fatalf("%d of %d messages came again", len(got), held)
 			}

@@ -149,7 +149,7 @@ func TestMeshPowerCut(t *testing.T) {
 	}
 	m := newMesh(t, 3, dirs...)
 	m.must("queue", "create", "work")
-	l := m.startLoad(loadPlan{queue: "work", producers: 4, rate: 2000, size: 512, consumers: 2})
+	l := m.startLoad(loadPlan{queue: "work", producers: 4, rate: 2000, size: 512, consumers: 1})
 	for round := range 2 {
 		l.waitDeliveries(2000)
 		at := time.Now()

@@ -103,6 +103,13 @@ func prepareMesh(t *testing.T, n int, dirs ...string) *testMesh {
 	return m
 }
 
+// in is the same mesh in a subtest.
+func (m *testMesh) in(t *testing.T) *testMesh {
+	same := *m
+	same.t = t
+	return &same
+}
+
 // end kills what runs, and looks for what no node may ever write.
 func (m *testMesh) end() {
 	m.kill(m.all()...)

@@ -20,6 +20,8 @@ import (
 type ledger struct {
 	t *testing.T
 
+	ordered bool // one consumer: what a producer sent is first delivered in that order (P5)
+
 	mu         sync.Mutex // protects the fields below
 	messages   map[string]*life
 	confirms   []time.Time
@@ -30,6 +32,9 @@ type ledger struct {
 
 // life is one message. Times are zero when it did not come to that.
 type life struct {
+	producer  string
+	number    int       // of its producer, from 0
+	first     int       // number of its first delivery among all deliveries
 	due       time.Time // when it was to be sent
 	confirmed time.Time
 	acked     time.Time // when the confirmation of its ack was seen
@@ -65,10 +70,10 @@ func intact(body string) bool {
 }
 
 // sending is a message to be sent.
-func (l *ledger) sending(body string, due time.Time) {
+func (l *ledger) sending(producer string, number int, body string, due time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.messages[body] = &life{due: due}
+	l.messages[body] = &life{producer: producer, number: number, due: due}
 }
 
 // answered is the answer to a send.
@@ -94,6 +99,9 @@ func (l *ledger) delivered(d *client.Delivery) {
 	if m == nil || !intact(body) {
 		l.errs = append(l.errs, fmt.Errorf("delivered %q, which nobody sent", body[:min(len(body), 60)]))
 		return
+	}
+	if len(m.handed) == 0 {
+		m.first = len(l.deliveries)
 	}
 	m.handed = append(m.handed, handed{now, d.ID.String(), d.Redelivered, d.Attempt, d.Cause})
 	l.deliveries = append(l.deliveries, now)
@@ -142,6 +150,7 @@ type loadPlan struct {
 func (m *testMesh) startLoad(p loadPlan) *traffic {
 	m.t.Helper()
 	l := &traffic{ledger: newLedger(m.t)}
+	l.ordered = p.consumers == 1
 	if p.servers == "" {
 		p.servers = m.servers()
 	}
@@ -186,7 +195,7 @@ func (l *traffic) runProducer(ctx context.Context, mesh *client.Mesh, p *loadPla
 	})
 	defer collector.Wait()
 	defer close(window)
-	q := mesh.Queue(p.queue)
+	q, name := mesh.Queue(p.queue), fmt.Sprintf("p%d", number)
 	start := time.Now()
 	every := time.Second * time.Duration(p.producers) / time.Duration(p.rate)
 	timer := time.NewTimer(0)
@@ -204,8 +213,8 @@ func (l *traffic) runProducer(ctx context.Context, mesh *client.Mesh, p *loadPla
 		if ctx.Err() != nil {
 			return
 		}
-		body := newBody(fmt.Sprintf("p%d", number), i, p.size)
-		l.sending(body, due)
+		body := newBody(name, i, p.size)
+		l.sending(name, i, body, due)
 		f, err := q.SendAsync(context.Background(), client.Message{Body: []byte(body)})
 		if err != nil {
 			l.answered(body, err)
@@ -320,8 +329,8 @@ func (v verdict) String() string {
 const underWay = time.Second
 
 // check fails the test for what may never be: a confirmed message that was not
-// delivered (P2), one that came after its ack was confirmed (P3), and one that came
-// again without a mark.
+// delivered (P2), one that came after its ack was confirmed (P3), one that came again
+// without a mark, and, with one consumer, one that overtook another (P5).
 func (l *ledger) check() verdict {
 	l.t.Helper()
 	l.mu.Lock()
@@ -351,6 +360,22 @@ func (l *ledger) check() verdict {
 			}
 			if !m.acked.IsZero() && h.at.After(m.acked.Add(underWay)) {
 				complain("acked comes back (P3)", "%q: %s", name, m.story())
+			}
+		}
+	}
+	if l.ordered {
+		byProducer := map[string][]*life{}
+		for _, m := range l.messages {
+			if !m.confirmed.IsZero() && len(m.handed) > 0 {
+				byProducer[m.producer] = append(byProducer[m.producer], m)
+			}
+		}
+		for producer, sent := range byProducer {
+			slices.SortFunc(sent, func(a, b *life) int { return a.number - b.number })
+			for i := 1; i < len(sent); i++ {
+				if sent[i].first < sent[i-1].first {
+					complain("out of order (P5)", "%s: %d is first delivered before %d: %s | %s", producer, sent[i].number, sent[i-1].number, sent[i].story(), sent[i-1].story())
+				}
 			}
 		}
 	}
