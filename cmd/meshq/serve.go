@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -35,6 +36,7 @@ type serveSettings struct {
 	gossipKeyFile string
 	drainTimeout  time.Duration
 	segmentBytes  byteSize
+	minFree       byteSize
 	log           logSettings
 }
 
@@ -57,6 +59,8 @@ func (s *serveSettings) flags(f *pflag.FlagSet) {
 	f.DurationVar(&s.drainTimeout, "drain-timeout", 20*time.Second, "how long a stop waits for other nodes to take over")
 	s.segmentBytes = 256 << 20
 	f.Var(&s.segmentBytes, "segment-bytes", "`size` at which a data segment is sealed; smaller gives space back sooner and costs more files")
+	s.minFree = 1 << 30
+	f.Var(&s.minFree, "min-free", "free disk space (`size`, at least 64MiB) below which messages are refused; deliveries and acks go on")
 	s.log.flags(f)
 	f.StringVar(&s.config, "config", "", "YAML `file` with settings, named as the flags with _ for -; flag and environment win over it")
 	explainEnv(f)
@@ -67,7 +71,7 @@ func (s *serveSettings) node(logger *slog.Logger) (node.Config, error) {
 	c := node.Config{
 		Name: s.name, Data: s.data, Listen: s.listen, Gossip: s.gossip, HTTP: s.http, Advertise: s.advertise,
 		Zone: s.zone, Join: s.join, TLS: s.tls, DrainTimeout: s.drainTimeout, SegmentBytes: int64(s.segmentBytes),
-		Logger: logger, Version: version,
+		MinFree: int64(s.minFree), Logger: logger, Version: buildVersion(),
 	}
 	if s.sync.value == "interval" {
 		c.Sync = store.SyncInterval
@@ -101,6 +105,10 @@ else from the YAML file of --config, else it has its default.`,
 	}
 	s.flags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if _, set := a.env("GOGC"); !set {
+			// Most of a node's heap is buffers of fixed size: let garbage be half of it.
+			debug.SetGCPercent(50)
+		}
 		if err := loadSettings(cmd.Flags(), "config", a.env); err != nil {
 			return usage(`"meshq serve --help" explains each setting`, "serve: %w", err)
 		}
