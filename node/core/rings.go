@@ -220,39 +220,50 @@ func (c *Core) mayVote(number uint64) bool {
 }
 
 func (c *Core) onRingPrepare(req ReqID, from ring.NodeID, m *wire.RingPrepare) {
-	if !c.member() || !c.mayVote(m.Number) || m.Number != c.rings.current.Number()+1 {
+	if !c.member() || m.Number != c.rings.current.Number()+1 {
 		c.voteElsewhere(from, m.Number)
 		c.reply(req, &wire.RingPromise{})
 		return
 	}
+	c.prepare(m, func(answer wire.Message) { c.reply(req, answer) })
+}
+
+// prepare answers the first phase as a voter, once the promise is synced.
+func (c *Core) prepare(m *wire.RingPrepare, answer func(wire.Message)) {
 	v := c.votes[m.Number]
-	if !v.Promised.Less(m.Ballot) {
-		c.reply(req, &wire.RingPromise{Highest: v.Promised})
+	if !c.mayVote(m.Number) || !v.Promised.Less(m.Ballot) {
+		answer(&wire.RingPromise{Highest: v.Promised})
 		return
 	}
 	v.Promised = m.Ballot
 	c.votes[m.Number] = v
 	c.persistThen([]wire.Op{put(key(recordVote, m.Number), v)}, func() {
-		c.reply(req, &wire.RingPromise{OK: true, Highest: v.Promised, Accepted: v.Accepted, Table: v.Table})
+		answer(&wire.RingPromise{OK: true, Highest: v.Promised, Accepted: v.Accepted, Table: v.Table})
 	})
 }
 
 func (c *Core) onRingAccept(req ReqID, from ring.NodeID, m *wire.RingAccept) {
 	number := m.Table.Number
-	if !c.member() || !c.mayVote(number) || number != c.rings.current.Number()+1 || m.Table.Validate() != nil {
+	if !c.member() || number != c.rings.current.Number()+1 || m.Table.Validate() != nil {
 		c.voteElsewhere(from, number)
 		c.reply(req, &wire.RingAccepted{})
 		return
 	}
+	c.accept(m, func(answer wire.Message) { c.reply(req, answer) })
+}
+
+// accept answers the second phase as a voter, once the vote is synced.
+func (c *Core) accept(m *wire.RingAccept, answer func(wire.Message)) {
+	number := m.Table.Number
 	v := c.votes[number]
-	if m.Ballot.Less(v.Promised) {
-		c.reply(req, &wire.RingAccepted{Highest: v.Promised})
+	if !c.mayVote(number) || m.Ballot.Less(v.Promised) {
+		answer(&wire.RingAccepted{Highest: v.Promised})
 		return
 	}
 	v = vote{Promised: m.Ballot, Accepted: m.Ballot, Table: m.Table}
 	c.votes[number] = v
 	c.persistThen([]wire.Op{put(key(recordVote, number), v)}, func() {
-		c.reply(req, &wire.RingAccepted{OK: true, Highest: m.Ballot})
+		answer(&wire.RingAccepted{OK: true, Highest: m.Ballot})
 	})
 }
 
@@ -405,46 +416,19 @@ func (c *Core) retryRing(p *proposal, number uint64) {
 	c.prepareRing()
 }
 
-// ask calls all members, this one included.
+// ask has all members vote, this one included.
 func (c *Core) ask(members []ring.Member, msg wire.Message, answer func(wire.Message)) {
 	for _, m := range members {
-		if m.ID == c.self {
-			c.askSelf(msg, answer)
-		} else {
+		if m.ID != c.self {
 			c.call(m.ID, msg, callTimeout, answer)
+			continue
 		}
-	}
-}
-
-// askSelf votes as this node's own member.
-func (c *Core) askSelf(msg wire.Message, answer func(wire.Message)) {
-	number := c.rings.current.Number() + 1
-	v := c.votes[number]
-	if !c.mayVote(number) {
-		answer(nil)
-		return
-	}
-	switch m := msg.(type) {
-	case *wire.RingPrepare:
-		if !v.Promised.Less(m.Ballot) {
-			answer(&wire.RingPromise{Highest: v.Promised})
-			return
+		switch msg := msg.(type) {
+		case *wire.RingPrepare:
+			c.prepare(msg, answer)
+		case *wire.RingAccept:
+			c.accept(msg, answer)
 		}
-		v.Promised = m.Ballot
-		c.votes[number] = v
-		c.persistThen([]wire.Op{put(key(recordVote, number), v)}, func() {
-			answer(&wire.RingPromise{OK: true, Highest: v.Promised, Accepted: v.Accepted, Table: v.Table})
-		})
-	case *wire.RingAccept:
-		if m.Ballot.Less(v.Promised) || m.Table.Number != number {
-			answer(&wire.RingAccepted{Highest: v.Promised})
-			return
-		}
-		v = vote{Promised: m.Ballot, Accepted: m.Ballot, Table: m.Table}
-		c.votes[number] = v
-		c.persistThen([]wire.Op{put(key(recordVote, number), v)}, func() {
-			answer(&wire.RingAccepted{OK: true, Highest: m.Ballot})
-		})
 	}
 }
 
