@@ -124,7 +124,7 @@ func start(ctx context.Context, config Config, newMachine func(core.Config, core
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails
 	m := newMachine(core.Config{
-		Self: n.self, Boot: n.boot, Random: binary.BigEndian.Uint64(random[:]), Limits: config.Limits,
+		Self: n.self, Boot: n.boot, Version: config.Version, Random: binary.BigEndian.Uint64(random[:]), Limits: config.Limits,
 		Found: len(config.Join) == 0 && len(recovered.Records) == 0 && !recovered.DamagedAll,
 	}, core.Recovered{
 		Records: recovered.Records, Refs: recovered.Refs, Commit: recovered.Commit,
