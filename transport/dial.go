@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -215,7 +216,11 @@ func serveConn(ctx context.Context, c *Conn, accept func(*Conn, *wire.Hello) (*w
 	}
 	cancel()
 	if err != nil {
-		c.o.Logger.Warn("connection refused", "remote", c.nc.RemoteAddr(), "error", err)
+		level := slog.LevelWarn
+		if errors.Is(err, errRemoteClosed) || errors.Is(err, io.EOF) {
+			level = slog.LevelDebug // it went away before it had said who it is
+		}
+		c.o.Logger.Log(ctx, level, "connection refused", "remote", c.nc.RemoteAddr(), "error", err)
 		c.fail(err, false)
 		_ = c.nc.Close()
 		c.finish()
