@@ -103,6 +103,7 @@ type feedLane struct {
 	// handed are the offsets that were delivered in this term or wait for a retry.
 	// They are taken out when they are done.
 	handed   wire.Runs
+	released wire.Runs   // not handed out any more: new again, with a mark
 	excluded wire.Runs   // copies of messages that are in flight at another position
 	inflight []*delivery // by the first offset of their receipt, then by age
 	byID     map[deliveryID]*delivery
@@ -464,7 +465,13 @@ func (f *feed) hand(s *sub, x *cached, from wire.Offset) (wire.Delivery, bool) {
 		}
 	}
 	cause := wire.CauseNone
-	if mark := f.before[b.Lane]; from < mark {
+	if next, ok := fl.released.Next(from); ok && next == from {
+		cause = wire.CauseReleased
+		to = min(to, fl.released.Gap(from))
+	} else if ok {
+		to = min(to, next)
+	}
+	if mark := f.before[b.Lane]; cause == wire.CauseNone && from < mark {
 		cause = wire.CauseTakeover // the owner before may have handed it out
 		to = min(to, mark)
 	}
@@ -493,6 +500,7 @@ func (f *feed) give(s *sub, x *cached, run wire.Run, attempt uint32, cause wire.
 	d.until = c.now.Mono + lease
 	fl := f.lane(b.Lane)
 	fl.handed.Add(run)
+	fl.released.Remove(run)
 	fl.add(d)
 	f.inflight += int(run.Len())
 	s.given += run.Len()
@@ -639,7 +647,18 @@ func (o *ownership) doneNow(g wire.GroupID, l wire.Lane, run wire.Run) {
 		f.settled(d, d.runs.Overlap(run))
 	}
 	fl.handed.Remove(run)
+	fl.released.Remove(run)
 	fl.excluded.Remove(run)
+}
+
+// unhand makes messages new again, their copies at other positions included.
+func (f *feed) unhand(l wire.Lane, run wire.Run) {
+	f.lane(l).handed.Remove(run)
+	f.o.rewind(l, run.From)
+	for _, other := range f.o.p.aliasesOf(l, run) {
+		f.lane(other.lane).excluded.Remove(other.run)
+		f.o.rewind(other.lane, other.run.From)
+	}
 }
 
 // deliveriesIn are the deliveries of a lane that hold some of a run, in order.

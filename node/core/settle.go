@@ -206,9 +206,18 @@ func (o *ownership) change(x *wire.SettleItem) wire.Code {
 	return 0
 }
 
-// release gives messages back without an attempt.
+// release gives messages back without an attempt. Those of a first delivery are new
+// again, in their old place in the order; they keep the mark.
 func (f *feed) release(d *delivery, runs wire.Runs) {
-	f.takeBack(d, runs, wire.CauseReleased, 0, d.receipt.Attempt-1, false)
+	if d.receipt.Attempt > 1 {
+		f.takeBack(d, runs, wire.CauseReleased, 0, d.receipt.Attempt-1, false)
+		return
+	}
+	f.settled(d, runs)
+	for _, run := range runs {
+		f.unhand(d.receipt.Lane, run)
+		f.lane(d.receipt.Lane).released.Add(run)
+	}
 }
 
 // heldResume is a Resume that came to a node that does not own the partition yet.
