@@ -394,6 +394,9 @@ func (c *consumer) start() {
 }
 
 func (c *consumer) connect() {
+	if c.closes {
+		return
+	}
 	if c.relay != nil {
 		c.h.dial(c.relay)
 		return

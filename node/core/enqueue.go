@@ -420,7 +420,7 @@ func (p *partition) again(req ReqID, at laneRun, timeout Instant) {
 	l := p.lane(at.lane)
 	c.stats.Repeated++
 	if !l.held.Covers(at.run) {
-		p.againDone(req, at)
+		p.againDone(req, at, timeout)
 		return
 	}
 	if x := c.cache.get(p.id, at.lane, at.run.From); x != nil {
@@ -451,7 +451,7 @@ func (p *partition) startWrites(req ReqID, batches []wire.Batch, at laneRun, tim
 
 // againDone answers for a batch whose body has gone: every group has done it, so it is
 // enough that a majority knows that.
-func (p *partition) againDone(req ReqID, at laneRun) {
+func (p *partition) againDone(req ReqID, at laneRun, timeout Instant) {
 	c := p.core
 	if !p.doneByAll(at.lane).Covers(at.run) {
 		// Known from an ack or from another replica's list, but not here: the body is
@@ -463,7 +463,12 @@ func (p *partition) againDone(req ReqID, at laneRun) {
 	for _, g := range p.groupIDs() {
 		items = append(items, wire.AckItem{Group: g, Lane: at.lane, Run: at.run})
 	}
+	late := c.after(timeout, func() { c.reply(req, wire.QuorumError(0, len(p.homes())/2+1)) })
 	p.spreadAcks(items, wire.Term{}, func(ok bool, nodes []ring.NodeID) {
+		if late.index < 0 {
+			return // answered
+		}
+		c.timers.stop(late)
 		if !ok {
 			c.reply(req, wire.QuorumError(len(nodes), len(p.homes())/2+1))
 			return
