@@ -169,7 +169,7 @@ func (p *partition) hold(b *wire.Batch, hint bool) {
 	l := p.lane(b.Lane)
 	l.held.Add(b.Run())
 	l.catalog = max(l.catalog, b.Catalog)
-	p.remember(wire.Segment{Producer: b.Producer, Sequence: b.Sequence, Lane: b.Lane, Base: b.Base, Count: uint64(b.Count), Stamp: b.Stamp}, c.cfg.Limits.Segments)
+	p.remember(wire.Segment{Producer: b.Producer, Sequence: b.Sequence, Lane: b.Lane, Base: b.Base, Count: uint64(b.Count), Stamp: b.Stamp})
 	if b.Stamp>>16 <= c.now.Wall+maxStampAhead {
 		c.clock = max(c.clock, b.Stamp)
 	}

@@ -55,7 +55,10 @@ type partition struct {
 	ackLog          uint64 // number of the last record of acks
 	ackLogDirty     bool
 	watermarksDirty bool
-	producersDirty  bool
+	headers         []wire.Segment // whose bodies are not here, to be saved
+	headerLog       []headerRecord // on disk, oldest first
+	headerCount     int            // of segments in headerLog
+	expireAt        Instant
 	changes         uint64 // by others than the owner, for news
 	sum             uint64 // 0: to be computed
 }
@@ -304,8 +307,9 @@ func (p *partition) doneByAll(l wire.Lane) wire.Runs {
 // message is at another position too, it is done there as well.
 func (p *partition) markDone(item wire.AckItem) uint64 {
 	added := p.markOne(item.Group, item.Lane, item.Run)
-	if item.Producer != 0 {
-		p.remember(wire.Segment{Producer: item.Producer, Sequence: item.Sequence, Lane: item.Lane, Base: item.Run.From, Count: item.Run.Len(), Stamp: p.core.clock}, p.core.cfg.Limits.Segments)
+	header := wire.Segment{Producer: item.Producer, Sequence: item.Sequence, Lane: item.Lane, Base: item.Run.From, Count: item.Run.Len(), Stamp: p.core.clock}
+	if p.remember(header) && !p.lane(item.Lane).held.Covers(item.Run) {
+		p.headers = append(p.headers, header)
 	}
 	for _, other := range p.aliasesOf(item.Lane, item.Run) {
 		added += p.markOne(item.Group, other.lane, other.run)
@@ -390,12 +394,8 @@ func (p *partition) fold() []wire.Op {
 	if p.home {
 		ops = append(ops, p.free()...)
 	}
-	if p.producersDirty {
-		p.producersDirty = false
-		p.expireProducers()
-		ops = append(ops, put(key(recordSegments, uint64(p.id)), p.lastSegments()))
-	}
-	return ops
+	p.expireProducers()
+	return append(ops, p.saveHeaders()...)
 }
 
 // fold writes the pages that changed; those below the floor are covered by it.
@@ -431,11 +431,14 @@ func (p *partition) free() []wire.Op {
 			continue
 		}
 		done := p.doneByAll(id)
-		for _, run := range l.held.Intersect(done) {
+		free := l.held.Intersect(done)
+		if len(free) > 0 {
+			p.keepHeaders(id, free)
+		}
+		for _, run := range free {
 			ops = append(ops, wire.Op{Kind: wire.OpFree, Partition: p.id, Lane: id, Run: run})
 			l.held.Remove(run)
 			p.core.cache.drop(p.id, id, run)
-			p.producersDirty = true
 		}
 		l.gone = done.Clone()
 	}

@@ -28,11 +28,11 @@ type laneRun struct {
 // milliseconds.
 const dedupWindow = 600_000
 
-// remember says where messages of a producer are. At most limit segments are kept per
-// partition; the oldest are forgotten first.
-func (p *partition) remember(s wire.Segment, limit int) {
+// remember takes where messages of a producer are, and says whether that is news. A
+// bounded number of segments is kept per partition; the oldest are forgotten first.
+func (p *partition) remember(s wire.Segment) bool {
 	if s.Producer == 0 || s.Count == 0 {
-		return
+		return false
 	}
 	q := p.producers[s.Producer]
 	if q == nil {
@@ -54,7 +54,7 @@ func (p *partition) remember(s wire.Segment, limit int) {
 		}
 		if uint64(n) == s.Count {
 			t.Stamp = max(t.Stamp, s.Stamp)
-			return // known
+			return false
 		}
 	}
 	if n := len(q.segments); n > 0 {
@@ -62,13 +62,14 @@ func (p *partition) remember(s wire.Segment, limit int) {
 		if t.Lane == s.Lane && t.Base+wire.Offset(t.Count) == s.Base && t.Sequence+t.Count == s.Sequence {
 			t.Count += s.Count
 			t.Stamp = max(t.Stamp, s.Stamp)
-			return
+			return true
 		}
 	}
 	q.segments = append(q.segments, s)
-	if p.segments++; p.segments > limit {
+	if p.segments++; p.segments > p.core.cfg.Limits.Segments {
 		p.forgetOldest()
 	}
+	return true
 }
 
 // addAlias records an alias once, and carries what is done at one position over.
@@ -142,11 +143,14 @@ func (p *partition) forgetOldest() {
 	p.forgetBelow(stamps[len(stamps)/4] + 1)
 }
 
-// expireProducers forgets what is older than the dedup window.
+// expireProducers forgets what is older than the dedup window, once a minute.
 func (p *partition) expireProducers() {
-	if wall := p.core.now.Wall; wall > dedupWindow && p.segments > 256 {
-		p.forgetBelow((wall - dedupWindow) << 16)
+	c := p.core
+	if p.segments == 0 || c.now.Mono < p.expireAt || c.now.Wall < dedupWindow {
+		return
 	}
+	p.expireAt = c.now.Mono + 60*Second
+	p.forgetBelow((c.now.Wall - dedupWindow) << 16)
 }
 
 func (p *partition) forgetBelow(stamp uint64) {
@@ -161,27 +165,67 @@ func (p *partition) forgetBelow(stamp uint64) {
 	}
 }
 
-// maxProducerRecords bounds the record of last segments.
-const maxProducerRecords = 4096
+// headerRecord is a record of where messages are, or were, whose bodies are not here: a
+// retry may come when the body has gone, and must not be taken for a new message.
+type headerRecord struct {
+	number uint64
+	stamp  uint64 // newest
+	count  int
+}
 
-// lastSegments is where the last batch of each producer is: a producer has one batch
-// under way, so that is the one that a retry asks for.
-func (p *partition) lastSegments() []wire.Segment {
-	var out []wire.Segment
+// saveHeaders returns the record of the segments whose bodies are not here and that are
+// not on disk yet, and removes the records that are past the window or the bound.
+func (p *partition) saveHeaders() []wire.Op {
+	c := p.core
+	var ops []wire.Op
+	if len(p.headers) > 0 {
+		n := uint64(1)
+		if last := len(p.headerLog) - 1; last >= 0 {
+			n = p.headerLog[last].number + 1
+		}
+		ops = append(ops, put(key(recordSegments, uint64(p.id), n), p.headers))
+		p.headerSaved(n, p.headers)
+		p.headers = nil
+	}
+	for len(p.headerLog) > 0 {
+		first := p.headerLog[0]
+		old := c.now.Wall > dedupWindow && first.stamp < (c.now.Wall-dedupWindow)<<16
+		if !old && p.headerCount <= c.cfg.Limits.Segments {
+			break
+		}
+		ops = append(ops, remove(key(recordSegments, uint64(p.id), first.number)))
+		p.headerCount -= first.count
+		p.headerLog = p.headerLog[1:]
+	}
+	return ops
+}
+
+// headerSaved counts a record that is on disk.
+func (p *partition) headerSaved(number uint64, segments []wire.Segment) {
+	r := headerRecord{number: number, count: len(segments)}
+	for _, s := range segments {
+		r.stamp = max(r.stamp, s.Stamp)
+	}
+	p.headerLog = append(p.headerLog, r)
+	p.headerCount += r.count
+}
+
+// keepHeaders has what is known of the messages in runs saved with the next fold: their
+// bodies go.
+func (p *partition) keepHeaders(l wire.Lane, runs wire.Runs) {
 	for _, id := range sortedKeys(p.producers) {
-		segments := p.producers[id].segments
-		out = append(out, segments[len(segments)-1])
-	}
-	if len(out) > maxProducerRecords {
-		slices.SortFunc(out, func(a, b wire.Segment) int {
-			if a.Stamp != b.Stamp {
-				return int(min(1, max(-1, int64(b.Stamp-a.Stamp))))
+		for _, s := range p.producers[id].segments {
+			if s.Lane != l {
+				continue
 			}
-			return int(min(1, max(-1, int64(a.Producer-b.Producer))))
-		})
-		out = out[:maxProducerRecords]
+			for _, run := range runs.Overlap(wire.Span(s.Base, s.Base+wire.Offset(s.Count))) {
+				part := s
+				part.Base, part.Count = run.From, run.Len()
+				part.Sequence += uint64(run.From - s.Base)
+				p.headers = append(p.headers, part)
+			}
+		}
 	}
-	return out
 }
 
 // allSegments is what a replica that asks for the state gets.

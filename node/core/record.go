@@ -27,7 +27,7 @@ const (
 	recordWatermark = 'w' // partition: []wire.Watermark
 	recordHint      = 'h' // partition, lane: wire.Runs of the batches kept for others
 	recordMoved     = 'd' // partition: number of the ring below which all are closed
-	recordSegments  = 's' // partition: []wire.Segment whose bodies are gone
+	recordSegments  = 's' // partition, number: []wire.Segment whose bodies are not here
 	recordRepair    = 'x' // partition: it lost something and is not repaired yet
 	recordRetry     = 'r' // partition, group, due, lane, offset: wire.Retry; read on demand
 )
@@ -99,7 +99,7 @@ func (c *Core) recover(rec Recovered) {
 	for _, ref := range rec.Refs {
 		if p := c.known(ref.Partition); p != nil {
 			p.lane(ref.Lane).held.Add(wire.Span(ref.Base, ref.Base+wire.Offset(ref.Count)))
-			p.remember(wire.Segment{Producer: ref.Producer, Sequence: ref.Sequence, Lane: ref.Lane, Base: ref.Base, Count: ref.Count, Stamp: ref.Stamp}, c.cfg.Limits.Segments)
+			p.remember(wire.Segment{Producer: ref.Producer, Sequence: ref.Sequence, Lane: ref.Lane, Base: ref.Base, Count: ref.Count, Stamp: ref.Stamp})
 			c.clock = max(c.clock, ref.Stamp)
 		}
 	}
@@ -221,12 +221,14 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 		}
 		p.hints[wire.Lane{Node: ring.NodeID(parts[1]), Epoch: parts[2]}] = runs
 	case recordSegments:
+		parts := keyParts(k, 2)
 		var segments []wire.Segment
-		if err := d.Decode(&segments); err != nil {
-			return err
+		if err := d.Decode(&segments); err != nil || parts == nil {
+			return fmt.Errorf("segments: %w", err)
 		}
+		p.headerSaved(parts[1], segments)
 		for _, s := range segments {
-			p.remember(s, p.core.cfg.Limits.Segments)
+			p.remember(s)
 		}
 	}
 	return nil

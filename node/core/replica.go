@@ -359,5 +359,6 @@ func (p *partition) rewrite() {
 			}
 		}
 	}
-	p.watermarksDirty, p.producersDirty, p.ackLogDirty = true, true, true
+	p.watermarksDirty, p.ackLogDirty = true, true
+	p.headers = p.allSegments()
 }

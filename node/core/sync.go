@@ -94,7 +94,9 @@ func (p *partition) merge(s *wire.State) {
 		return
 	}
 	for _, x := range s.Segments {
-		p.remember(x, c.cfg.Limits.Segments)
+		if p.remember(x) && !p.lane(x.Lane).held.Covers(wire.Span(x.Base, x.Base+wire.Offset(x.Count))) {
+			p.headers = append(p.headers, x)
+		}
 	}
 	var items []wire.AckItem
 	for _, d := range s.Done {
@@ -107,8 +109,12 @@ func (p *partition) merge(s *wire.State) {
 			items = append(items, item)
 		}
 	}
+	ops := p.saveHeaders()
 	if len(items) > 0 {
-		c.persistThen([]wire.Op{p.ackOps(items)}, nil)
+		ops = append(ops, p.ackOps(items))
+	}
+	if len(ops) > 0 {
+		c.persistThen(ops, nil)
 	}
 	for _, x := range s.Have { // lanes of which everything is done
 		l := p.lane(x.Lane)
