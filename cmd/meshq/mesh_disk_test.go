@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -51,9 +52,25 @@ func newLoopDisk(t *testing.T, mib int64) *loopDisk {
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", d.image).CombinedOutput(); err != nil {
 		t.Skipf("no mkfs.ext4: %v %s", err, out)
 	}
+	d.guard()
 	t.Cleanup(d.unmount)
 	d.mount()
 	return d
+}
+
+// guard starts a shell that unmounts when the test is gone, however it ended.
+func (d *loopDisk) guard() {
+	d.t.Helper()
+	cmd := exec.Command("sh", "-c", `cat; while umount -l "$0" 2>/dev/null; do :; done`, d.dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is not for it
+	alive, err := cmd.StdinPipe()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = alive.Close(); _ = cmd.Wait() })
 }
 
 func (d *loopDisk) mount() {
