@@ -47,7 +47,7 @@ type partition struct {
 	copied    map[ring.NodeID]uint64
 	copying   map[ring.NodeID]bool // nodes of older rings whose state is here
 	repairing bool
-	repaired  map[ring.NodeID]bool // nodes whose state was merged since the damage
+	repaired  map[ring.NodeID]bool // nodes whose state was merged since the damage; true: it counts
 	hinting   bool                 // a round of hinted handoff is under way
 	hintBytes int                  // of hints taken since there were none
 	swept     bool                 // no retry records are on disk
@@ -479,6 +479,10 @@ func (p *partition) leave() {
 		p.own.stepDown()
 	}
 	p.core.timers.stop(p.claim)
+	if p.repairing { // it counts for nothing anyway; if it comes back it copies
+		p.repairing = false
+		p.core.persistThen([]wire.Op{remove(key(recordRepair, uint64(p.id)))}, nil)
+	}
 	for _, id := range p.order {
 		if held := p.lanes[id].held; len(held) > 0 {
 			hints := p.hints[id].Clone()

@@ -302,35 +302,43 @@ func (p *partition) repairOn() {
 	if !p.repairing {
 		return
 	}
-	others := p.otherHomes()
-	if len(others) == 0 {
-		p.endRepair() // there is nobody to ask: what is lost is lost
+	if p.checkRepaired(); !p.repairing { // where nobody else is asked, what is lost is lost
 		return
 	}
-	for _, id := range others {
-		if !p.repaired[id] && p.core.up(id) {
+	for _, id := range p.otherHomes() {
+		if counts := p.repaired[id]; !counts && p.core.up(id) {
 			p.pull(id)
 		}
 	}
 }
 
-// mergedFrom counts a replica whose whole state is here now.
-func (p *partition) mergedFrom(id ring.NodeID) {
-	if !p.repairing {
-		return
+// mergedFrom counts a replica whose whole state is here now. One that is repairing
+// itself does not count, unless all the others are merged too: then nothing is left to
+// learn.
+func (p *partition) mergedFrom(id ring.NodeID, whole bool) {
+	if p.repairing {
+		p.repaired[id] = whole || p.repaired[id]
+		p.checkRepaired()
 	}
-	p.repaired[id] = true
+}
+
+// checkRepaired ends the repair when enough is merged, in each open ring.
+func (p *partition) checkRepaired() {
 	for _, set := range p.sets {
-		need, have := len(set)-(len(set)/2+1)+1, 0
-		for _, id := range set {
-			if p.repaired[id] {
-				have++
-			}
-		}
 		if !slices.Contains(set, p.core.self) {
 			continue
 		}
-		if have < min(need, len(set)-1) {
+		need, have, asked := len(set)-(len(set)/2+1)+1, 0, 0
+		for _, id := range set {
+			counts, merged := p.repaired[id]
+			if counts {
+				have++
+			}
+			if merged {
+				asked++
+			}
+		}
+		if have < need && asked < len(set)-1 {
 			return
 		}
 	}

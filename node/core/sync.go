@@ -139,8 +139,8 @@ func (p *partition) pull(from ring.NodeID) {
 		}
 		p.fetchBodies(from, s, func(whole bool) {
 			delete(peer.pulls, p.id)
-			if whole && !s.Repairing {
-				p.mergedFrom(from)
+			if whole {
+				p.mergedFrom(from, !s.Repairing)
 			}
 		})
 	})
