@@ -21,6 +21,7 @@ const (
 	recordVote      = 'v' // ring number: vote
 	recordPeer      = 'P' // node: peerRecord
 	recordTerm      = 't' // partition: wire.Term, the highest promised
+	recordHeard     = 'T' // partition: wire.Term, the highest heard of from other replicas; no promise
 	recordAcks      = 'a' // partition, number: []wire.AckItem, not yet folded into pages
 	recordPage      = 'A' // partition, group, lane, page: wire.Runs, the done offsets of a page
 	recordFloor     = 'F' // partition, group, lane: wire.Offset, all below are done
@@ -36,7 +37,7 @@ const (
 var LazyPrefix = []byte{recordRetry}
 
 // partitionRecords are the prefixes of what is kept by partition.
-var partitionRecords = []byte{recordTerm, recordAcks, recordPage, recordFloor, recordWatermark, recordHint, recordMoved, recordSegments, recordRepair, recordRetry}
+var partitionRecords = []byte{recordTerm, recordHeard, recordAcks, recordPage, recordFloor, recordWatermark, recordHint, recordMoved, recordSegments, recordRepair, recordRetry}
 
 // pageSize is the number of offsets in a page of an ack set.
 const pageSize = 4096
@@ -171,9 +172,20 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 	switch k[0] {
 	case recordTerm:
-		err := d.Decode(&p.promised)
-		p.heard = p.promised
-		return err
+		if err := d.Decode(&p.promised); err != nil {
+			return err
+		}
+		if p.heard.Less(p.promised) {
+			p.heard = p.promised
+		}
+	case recordHeard:
+		var heard wire.Term
+		if err := d.Decode(&heard); err != nil {
+			return err
+		}
+		if p.heard.Less(heard) {
+			p.heard = heard
+		}
 	case recordMoved:
 		return d.Decode(&p.moved)
 	case recordRepair:

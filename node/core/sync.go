@@ -85,12 +85,18 @@ func (p *partition) state(m *wire.GetState) *wire.State {
 // merge takes the union with another replica's state. Bodies follow.
 func (p *partition) merge(s *wire.State) {
 	c := p.core
+	var ops []wire.Op
 	if p.heard.Less(s.Promised) {
+		// A new home replica must not begin with lower terms than clients have seen.
 		p.heard = s.Promised
+		ops = append(ops, put(key(recordHeard, uint64(p.id)), p.heard))
 	}
 	p.movedTo(s.Moved)
 	p.raiseWatermarks(s.Watermarks)
 	if s.Equal {
+		if len(ops) > 0 {
+			c.persistThen(ops, nil)
+		}
 		return
 	}
 	for _, x := range s.Segments {
@@ -109,7 +115,7 @@ func (p *partition) merge(s *wire.State) {
 			items = append(items, item)
 		}
 	}
-	ops := p.saveHeaders()
+	ops = append(ops, p.saveHeaders()...)
 	if len(items) > 0 {
 		ops = append(ops, p.ackOps(items))
 	}
