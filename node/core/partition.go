@@ -47,10 +47,12 @@ type partition struct {
 	copied    map[ring.NodeID]uint64
 	copying   map[ring.NodeID]bool // nodes of older rings whose state is here
 	repairing bool
-	repaired  map[ring.NodeID]bool // nodes whose state was merged since the damage; true: it counts
-	hinting   bool                 // a round of hinted handoff is under way
-	hintBytes int                  // of hints taken since there were none
-	swept     bool                 // no retry records are on disk
+	// promisingCopy says that the term of a copied state is being synced.
+	promisingCopy bool
+	repaired      map[ring.NodeID]bool // nodes whose state was merged since the damage; true: it counts
+	hinting       bool                 // a round of hinted handoff is under way
+	hintBytes     int                  // of hints taken since there were none
+	swept         bool                 // no retry records are on disk
 
 	ackLog          uint64 // number of the last record of acks
 	ackLogDirty     bool

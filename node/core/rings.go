@@ -307,7 +307,7 @@ func (c *Core) propose(change func(ring.Table) ring.Table, done func(*wire.Error
 			return
 		}
 	}
-	c.council = &proposal{change: change, done: done, deadline: c.now.Mono + 10*Second}
+	c.council = &proposal{change: change, done: done, deadline: c.now.Mono + 8*Second}
 	c.prepareRing()
 }
 

@@ -363,7 +363,9 @@ func (p *partition) copyOn() {
 	current := c.rings.current.Number()
 	if p.isNew(c.self) {
 		if p.copiedAll() {
-			p.tellCopied(current)
+			if p.promiseCopied() {
+				p.tellCopied(current)
+			}
 			return
 		}
 		for _, set := range p.sets[:len(p.sets)-1] {
@@ -373,6 +375,28 @@ func (p *partition) copyOn() {
 		}
 	}
 	p.checkMoved()
+}
+
+// promiseCopied makes a new home replica promise the highest term that came with the
+// copy, and waits until no grant of a lower one that it has given can run: when the
+// older rings are closed, an owner of an older term must not find a majority here.
+func (p *partition) promiseCopied() bool {
+	c := p.core
+	switch {
+	case p.promisingCopy:
+		return false
+	case p.promised.Less(p.heard):
+		p.promised = p.heard
+		p.promisingCopy = true
+		c.persistThen([]wire.Op{put(key(recordTerm, uint64(p.id)), p.promised)}, func() {
+			p.promisingCopy = false
+			p.copyOn()
+		})
+		return false
+	case p.grant.term.Less(p.promised) && c.now.Mono < max(p.grant.until, c.bootUntil):
+		return false // the next beat looks again; after a boot it has forgotten its grants
+	}
+	return true
 }
 
 // isNew says whether a node keeps the partition in the newest ring but not in all the
