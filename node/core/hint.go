@@ -46,6 +46,10 @@ func (p *partition) drainHints() {
 			p.giveHints(homes, func() { p.hinting = false })
 		}
 	}
+	mine := map[wire.Lane]wire.Runs{} // as it is now: what comes meanwhile is not in any answer
+	for _, l := range p.order {
+		mine[l] = p.lanes[l].have().Clone()
+	}
 	know := func(id ring.NodeID, l wire.Lane, runs wire.Runs) {
 		if have[l] == nil {
 			have[l] = map[ring.NodeID]wire.Runs{}
@@ -54,18 +58,20 @@ func (p *partition) drainHints() {
 	}
 	for _, id := range homes {
 		if id == c.self {
-			for _, l := range p.order {
-				know(id, l, p.lanes[l].have())
-			}
-			asked()
+			c.persistThen(nil, func() {
+				for l, runs := range mine { // a set: the order does not matter
+					know(id, l, runs)
+				}
+				asked()
+			})
 			continue
 		}
 		p.fetchState(id, 0, func(s *wire.State) {
 			switch {
 			case s == nil || s.Repairing:
 			case s.Equal:
-				for _, l := range p.order {
-					know(id, l, p.lanes[l].have())
+				for l, runs := range mine { // a set: the order does not matter
+					know(id, l, runs)
 				}
 			default:
 				for _, x := range s.Have {

@@ -38,7 +38,10 @@ func (c *Core) onGetState(req ReqID, m *wire.GetState) {
 			c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Queue))
 			return
 		}
-		c.reply(req, p.state(m))
+		// A hint goes when its holder reads here that W nodes have the batch: what the
+		// answer names is synced before it leaves.
+		s := p.state(m)
+		c.persistThen(nil, func() { c.reply(req, s) })
 	})
 }
 
@@ -443,11 +446,13 @@ func (p *partition) copyFrom(id ring.NodeID, number uint64) {
 			return
 		}
 		p.fetchBodies(id, s, func(whole bool) {
-			delete(peer.pulls, p.id)
-			if whole && c.rings.current.Number() == number {
-				p.copying[id] = true
-				p.copyOn()
-			}
+			c.persistThen(nil, func() { // what was merged is synced before it counts as copied
+				delete(peer.pulls, p.id)
+				if whole && c.rings.current.Number() == number {
+					p.copying[id] = true
+					p.copyOn()
+				}
+			})
 		})
 	})
 }
