@@ -259,6 +259,9 @@ func (c *Core) Ready() bool { return c.member() && !c.draining }
 // boot starts what runs all the time.
 func (c *Core) boot() {
 	c.bootUntil = c.now.Mono + ownershipLease
+	for _, p := range c.parts { // each by itself: the order does not matter
+		p.rememberFromNow()
+	}
 	if c.mesh == 0 && c.cfg.Found {
 		c.found()
 	} else if c.rings.current != nil {

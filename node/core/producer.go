@@ -9,6 +9,7 @@ import (
 // producer is what is known of one producer in a partition: where its messages are.
 type producer struct {
 	segments []wire.Segment // in the order in which they became known
+	seen     Instant        // when the last of them did
 }
 
 // alias says that the messages of two runs of equal length are the same: a retry came
@@ -24,9 +25,9 @@ type laneRun struct {
 	run  wire.Run
 }
 
-// dedupWindow is how long a batch is remembered after its body has gone, in
-// milliseconds.
-const dedupWindow = 600_000
+// dedupWindow is how long a batch is remembered after its body has gone, by this node's
+// monotonic clock: a wall clock that jumps must not make it forget.
+const dedupWindow = 600 * Second
 
 // remember takes where messages of a producer are, and says whether that is news. A
 // bounded number of segments is kept per partition; the oldest are forgotten first.
@@ -62,10 +63,12 @@ func (p *partition) remember(s wire.Segment) bool {
 		if t.Lane == s.Lane && t.Base+wire.Offset(t.Count) == s.Base && t.Sequence+t.Count == s.Sequence {
 			t.Count += s.Count
 			t.Stamp = max(t.Stamp, s.Stamp)
+			q.seen = p.core.now.Mono
 			return true
 		}
 	}
 	q.segments = append(q.segments, s)
+	q.seen = p.core.now.Mono
 	if p.segments++; p.segments > p.core.cfg.Limits.Segments {
 		p.forgetOldest()
 	}
@@ -131,6 +134,16 @@ func (p *partition) find(id wire.ProducerID, sequence, count uint64) (laneRun, b
 	return laneRun{}, false
 }
 
+// rememberFromNow lets the dedup window of what was read at boot begin.
+func (p *partition) rememberFromNow() {
+	for _, q := range p.producers { // each by itself: the order does not matter
+		q.seen = p.core.now.Mono
+	}
+	for i := range p.headerLog {
+		p.headerLog[i].saved = p.core.now.Mono
+	}
+}
+
 // forgetOldest drops the older quarter of all segments.
 func (p *partition) forgetOldest() {
 	stamps := make([]uint64, 0, p.segments)
@@ -143,14 +156,20 @@ func (p *partition) forgetOldest() {
 	p.forgetBelow(stamps[len(stamps)/4] + 1)
 }
 
-// expireProducers forgets what is older than the dedup window, once a minute.
+// expireProducers forgets, once a minute, the producers that have been silent for the
+// dedup window.
 func (p *partition) expireProducers() {
 	c := p.core
-	if p.segments == 0 || c.now.Mono < p.expireAt || c.now.Wall < dedupWindow {
+	if len(p.producers) == 0 || c.now.Mono < p.expireAt {
 		return
 	}
 	p.expireAt = c.now.Mono + 60*Second
-	p.forgetBelow((c.now.Wall - dedupWindow) << 16)
+	for _, id := range sortedKeys(p.producers) {
+		if q := p.producers[id]; c.now.Mono-q.seen > dedupWindow {
+			p.segments -= len(q.segments)
+			delete(p.producers, id)
+		}
+	}
 }
 
 func (p *partition) forgetBelow(stamp uint64) {
@@ -169,7 +188,7 @@ func (p *partition) forgetBelow(stamp uint64) {
 // retry may come when the body has gone, and must not be taken for a new message.
 type headerRecord struct {
 	number uint64
-	stamp  uint64 // newest
+	saved  Instant // or read, at the boot
 	count  int
 }
 
@@ -189,8 +208,7 @@ func (p *partition) saveHeaders() []wire.Op {
 	}
 	for len(p.headerLog) > 0 {
 		first := p.headerLog[0]
-		old := c.now.Wall > dedupWindow && first.stamp < (c.now.Wall-dedupWindow)<<16
-		if !old && p.headerCount <= c.cfg.Limits.Segments {
+		if c.now.Mono-first.saved <= dedupWindow && p.headerCount <= c.cfg.Limits.Segments {
 			break
 		}
 		ops = append(ops, remove(key(recordSegments, uint64(p.id), first.number)))
@@ -202,12 +220,8 @@ func (p *partition) saveHeaders() []wire.Op {
 
 // headerSaved counts a record that is on disk.
 func (p *partition) headerSaved(number uint64, segments []wire.Segment) {
-	r := headerRecord{number: number, count: len(segments)}
-	for _, s := range segments {
-		r.stamp = max(r.stamp, s.Stamp)
-	}
-	p.headerLog = append(p.headerLog, r)
-	p.headerCount += r.count
+	p.headerLog = append(p.headerLog, headerRecord{number: number, saved: p.core.now.Mono, count: len(segments)})
+	p.headerCount += len(segments)
 }
 
 // keepHeaders has what is known of the messages in runs saved with the next fold: their
