@@ -347,6 +347,9 @@ func (p *partition) checkRepaired() {
 
 func (p *partition) endRepair() {
 	p.repairing = false
+	if p.promised.Less(p.heard) {
+		p.promised = p.heard // it may have promised that one, and forgotten
+	}
 	p.core.note(NoteInfo, p, "repaired", "queue %s partition %d", p.entry.Name, p.index)
 	p.core.persistThen([]wire.Op{
 		remove(key(recordRepair, uint64(p.id))), put(key(recordTerm, uint64(p.id)), p.promised),
