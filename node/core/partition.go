@@ -309,10 +309,10 @@ func (p *partition) doneByAll(l wire.Lane) wire.Runs {
 // message is at another position too, it is done there as well.
 func (p *partition) markDone(item wire.AckItem) uint64 {
 	added := p.markOne(item.Group, item.Lane, item.Run)
-	header := wire.Segment{Producer: item.Producer, Sequence: item.Sequence, Lane: item.Lane, Base: item.Run.From, Count: item.Run.Len(), Stamp: p.core.clock}
-	if p.remember(header) && !p.lane(item.Lane).held.Covers(item.Run) {
-		p.headers = append(p.headers, header)
-	}
+	p.rememberHeader(wire.Segment{
+		Producer: item.Producer, Sequence: item.Sequence, Lane: item.Lane,
+		Base: item.Run.From, Count: item.Run.Len(), Stamp: p.core.clock,
+	})
 	for _, other := range p.aliasesOf(item.Lane, item.Run) {
 		added += p.markOne(item.Group, other.lane, other.run)
 	}

@@ -278,6 +278,10 @@ func (o *ownership) resume(s *sub, consumer wire.ConsumerID, held []wire.Held) {
 // A receipt may come in parts.
 func (o *ownership) restore(f *feed, receipt wire.Receipt, runs wire.Runs, consumer wire.ConsumerID, s *sub, left Instant) {
 	p, c := o.p, o.p.core
+	p.rememberHeader(wire.Segment{ // the message may be here at another position
+		Producer: receipt.Producer, Sequence: receipt.Sequence, Lane: receipt.Lane,
+		Base: receipt.Run.From, Count: receipt.Run.Len(), Stamp: c.clock,
+	})
 	fl := f.lane(receipt.Lane)
 	open := runs.Minus(p.group(f.id).runs(receipt.Lane))
 	current := fl.byID[idOf(&receipt)]

@@ -103,9 +103,7 @@ func (p *partition) merge(s *wire.State) {
 		return
 	}
 	for _, x := range s.Segments {
-		if p.remember(x) && !p.lane(x.Lane).held.Covers(wire.Span(x.Base, x.Base+wire.Offset(x.Count))) {
-			p.headers = append(p.headers, x)
-		}
+		p.rememberHeader(x)
 	}
 	var items []wire.AckItem
 	for _, d := range s.Done {
