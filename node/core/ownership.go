@@ -58,7 +58,7 @@ func leaseOf(asked Instant) Instant { return asked + ownershipLease*95/100 }
 
 // owner is the node that this one believes to own the partition; 0 if it knows none.
 func (p *partition) owner() ring.NodeID {
-	if p.own != nil && p.own.valid() {
+	if p.own != nil && p.own.phase >= grace && p.own.valid() {
 		return p.core.self
 	}
 	if p.grant.holder != 0 && p.grant.holder != p.core.self && p.core.now.Mono < p.grant.until {
@@ -354,6 +354,7 @@ func (o *ownership) setsChanged() {
 	for _, id := range o.p.otherHomes() {
 		o.askLate(id)
 	}
+	o.check() // fewer may be enough now
 }
 
 // askLate asks a home replica for a grant that it has not given yet: it was away when
