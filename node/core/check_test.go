@@ -80,15 +80,16 @@ type termKey struct {
 
 // handout is one message in the hands of one consumer, as far as that is true.
 type handout struct {
-	client  *host // nil: handed to a relay
-	conn    *conn
-	owner   *host
-	term    wire.Term
-	attempt uint32
-	at      int64
-	until   int64 // while the lease surely runs by the owner's clock
-	resumed map[int]*conn
-	via     *conn // from the owner to the relay; nil: none
+	superseded bool  // handed to somebody else since
+	client     *host // nil: handed to a relay
+	conn       *conn
+	owner      *host
+	term       wire.Term
+	attempt    uint32
+	at         int64
+	until      int64 // while the lease surely runs by the owner's clock
+	resumed    map[int]*conn
+	via        *conn // from the owner to the relay; nil: none
 }
 
 type ownership struct {
@@ -400,9 +401,14 @@ func (k *checker) prune(l []*handout) []*handout {
 func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
 	list := k.prune(k.handed[g])
 	k.handed[g] = list
+	defer func() { // who had it before has lost it, for a cause that was looked at here
+		for _, x := range list {
+			x.superseded = true
+		}
+	}()
 	var top *handout
 	for _, x := range list {
-		if x.client == nil || x.conn.from.life != x.conn.life[0] {
+		if x.superseded || x.client == nil || x.conn.from.life != x.conn.life[0] {
 			continue
 		}
 		if top == nil || cmp.Or(top.term.Compare(x.term), cmp.Compare(top.attempt, x.attempt)) <= 0 {
@@ -530,6 +536,17 @@ func (k *checker) owner(p wire.PartitionID) *host {
 	return nil
 }
 
+// moving says whether a ring step is under way for the partition: ownership then needs
+// a majority of the older ring as well, which couldOwn does not look at.
+func (k *checker) moving(p wire.PartitionID) bool {
+	for _, h := range k.w.nodes() {
+		if h.running && slices.Contains(h.core.Moving(), p) {
+			return true
+		}
+	}
+	return false
+}
+
 // watch looks every half second at what must not take too long.
 func (k *checker) watch() {
 	k.w.after(500*millisecond, k.watch)
@@ -546,7 +563,7 @@ func (k *checker) watch() {
 	}
 	for _, q := range k.queues {
 		for _, p := range q.partitions() {
-			if k.owner(p) != nil || !k.couldOwn(q, p) {
+			if k.owner(p) != nil || !k.couldOwn(q, p) || k.moving(p) {
 				k.ownerAt[p] = k.w.now
 			} else if k.w.now-k.ownerAt[p] > 8*second {
 				k.w.fail("P2live", msgKey{}, "%s had no owner for %d ms, and a majority of its home replicas is connected", k.w.names.partition(p), (k.w.now-k.ownerAt[p])/millisecond)
