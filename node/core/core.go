@@ -190,7 +190,7 @@ func (c *Core) Step(now Time, ev Event) []Effect {
 	case Tick:
 		c.timers.run(now.Mono)
 	case ConnOpened:
-		c.conns[ev.Conn] = &conn{id: ev.Conn, node: ev.Node}
+		c.connOpened(ev)
 	case ConnClosed:
 		c.connClosed(ev.Conn)
 	case Request:

@@ -135,11 +135,20 @@ func (c *Core) peerUp(ev PeerUp) {
 	c.greet(p)
 }
 
+// connOpened takes a connection. A member is told at once what is remembered of it,
+// before any answer on that connection: it must not claim or grant on less (P12).
+func (c *Core) connOpened(ev ConnOpened) {
+	c.conns[ev.Conn] = &conn{id: ev.Conn, node: ev.Node}
+	if ev.Node == 0 {
+		return
+	}
+	if p := c.peer(ev.Node); len(p.commits) > 0 {
+		c.emit(Push{Conn: ev.Conn, Msg: &wire.Remembered{Commits: p.commits}})
+	}
+}
+
 // greet begins a conversation with a member.
 func (c *Core) greet(p *peer) {
-	if len(p.commits) > 0 {
-		c.send(p.id, &wire.Remembered{Commits: p.commits})
-	}
 	c.send(p.id, c.myBeat())
 	c.send(p.id, &wire.Rings{Tables: c.rings.from(0), Boots: c.boots()})
 	for _, id := range sortedKeys(c.parts) {

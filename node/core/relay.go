@@ -58,7 +58,7 @@ func (c *Core) unrelay(s *sub) {
 	}
 }
 
-// pushed takes what a peer pushed to a relayed subscription.
+// pushed takes what a peer pushed back: to a relayed subscription, or about this node.
 func (c *Core) pushed(ev Pushed) {
 	c.peer(ev.From).heard = c.now.Mono
 	switch m := ev.Msg.(type) {
@@ -80,6 +80,8 @@ func (c *Core) pushed(ev Pushed) {
 				c.emit(Push{Conn: s.key.conn, Msg: m})
 			}
 		}
+	case *wire.Remembered:
+		c.onRemembered(ev.From, m)
 	case *wire.Rings:
 		c.onRings(m)
 	}

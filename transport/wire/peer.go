@@ -24,9 +24,9 @@ type CommitNumber struct {
 	Commit uint64
 }
 
-// Remembered tells a node, on every new connection, the highest commit number that
-// the sender remembers of each of its last boots. A node that came back with less
-// is damaged (P12). One-way.
+// Remembered tells a node, first of all on every connection that it opens, the highest
+// commit number that the sender remembers of each of its last boots. A node that came
+// back with less is damaged (P12). Pushed, one-way.
 type Remembered struct {
 	Commits []CommitNumber
 }
