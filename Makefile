@@ -2,6 +2,7 @@
 
 GO      ?= go
 SEEDS   ?= 200
+FIRST   ?= 1
 FUZZ    ?= 10s
 NODES   ?= 3
 DATA    ?= ./data
@@ -14,7 +15,7 @@ LDFLAGS := -X main.version=$(VERSION)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Settings: NODES=$(NODES) DATA=$(DATA) (run), SEEDS=$(SEEDS) (swarm), FUZZ=$(FUZZ) for each fuzzer (fuzz)"
+	@echo "  Settings: NODES=$(NODES) DATA=$(DATA) (run), SEEDS=$(SEEDS) FIRST=$(FIRST) (swarm), FUZZ=$(FUZZ) for each fuzzer (fuzz)"
 
 run: build ## build bin/meshq and start a mesh of three nodes on this machine, data in ./data
 	@exec bin/meshq dev --nodes $(NODES) --data $(DATA)
@@ -31,8 +32,8 @@ race: ## the same tests with the race detector
 test-mesh: build ## long tests: real processes, real kills
 	$(GO) test -tags mesh -count=1 -timeout 20m -run '^TestMesh' ./cmd/meshq
 
-swarm: ## simulate the protocol under SEEDS random schedules of faults
-	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./node/core -swarm.seeds=$(SEEDS)
+swarm: ## simulate the protocol under SEEDS random schedules of faults, from seed FIRST on
+	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./node/core -swarm.first=$(FIRST) -swarm.seeds=$(SEEDS)
 
 fuzz: ## run each fuzzer for FUZZ
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do \
