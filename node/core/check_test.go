@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/meshq/meshq/node/core"
+	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
 )
 
@@ -536,17 +537,6 @@ func (k *checker) owner(p wire.PartitionID) *host {
 	return nil
 }
 
-// moving says whether a ring step is under way for the partition: ownership then needs
-// a majority of the older ring as well, which couldOwn does not look at.
-func (k *checker) moving(p wire.PartitionID) bool {
-	for _, h := range k.w.nodes() {
-		if h.running && slices.Contains(h.core.Moving(), p) {
-			return true
-		}
-	}
-	return false
-}
-
 // watch looks every half second at what must not take too long.
 func (k *checker) watch() {
 	k.w.after(500*millisecond, k.watch)
@@ -563,7 +553,7 @@ func (k *checker) watch() {
 	}
 	for _, q := range k.queues {
 		for _, p := range q.partitions() {
-			if k.owner(p) != nil || !k.couldOwn(q, p) || k.moving(p) {
+			if k.owner(p) != nil || !k.couldOwn(q, p) {
 				k.ownerAt[p] = k.w.now
 			} else if k.w.now-k.ownerAt[p] > 8*second {
 				k.w.fail("P2live", msgKey{}, "%s had no owner for %d ms, and a majority of its home replicas is connected", k.w.names.partition(p), (k.w.now-k.ownerAt[p])/millisecond)
@@ -576,7 +566,22 @@ func (k *checker) watch() {
 // couldOwn tells whether a majority of the home replicas works and is connected
 // without a slow link.
 func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
-	ids := k.w.homeIDs(q, p)
+	// While a ring step is open for the partition, ownership needs each open ring.
+	sets := [][]ring.NodeID{k.w.homeIDs(q, p)}
+	ids := slices.Clone(sets[0])
+	for _, h := range k.w.nodes() {
+		if !h.running {
+			continue
+		}
+		for _, set := range h.core.OpenHomes(p) {
+			sets = append(sets, set)
+			for _, id := range set {
+				if !slices.Contains(ids, id) {
+					ids = append(ids, id)
+				}
+			}
+		}
+	}
 	var up []*host
 	for _, id := range ids {
 		if h := k.w.node(id); h != nil && h.running && !h.paused && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.w.disks.stallBy <= second {
@@ -593,7 +598,15 @@ func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
 				clique = append(clique, b)
 			}
 		}
-		if len(clique) > len(ids)/2 {
+		if !slices.ContainsFunc(sets, func(set []ring.NodeID) bool {
+			n := 0
+			for _, x := range clique {
+				if slices.Contains(set, x.id) {
+					n++
+				}
+			}
+			return n <= len(set)/2
+		}) {
 			return true
 		}
 	}

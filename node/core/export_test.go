@@ -47,3 +47,11 @@ func (c *Core) Moving() []wire.PartitionID {
 	}
 	return out
 }
+
+// OpenHomes are the home replicas of the partition in each ring that this node holds to be open.
+func (c *Core) OpenHomes(id wire.PartitionID) [][]ring.NodeID {
+	if p := c.parts[id]; p != nil {
+		return p.sets
+	}
+	return nil
+}
