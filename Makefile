@@ -33,7 +33,7 @@ test-mesh: build ## long tests: real processes, real kills
 	$(GO) test -tags mesh -count=1 -timeout 20m -run '^TestMesh' ./cmd/meshq
 
 swarm: ## simulate the protocol under SEEDS random schedules of faults, from seed FIRST on
-	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./node/core -swarm.first=$(FIRST) -swarm.seeds=$(SEEDS)
+	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./sim -swarm.first=$(FIRST) -swarm.seeds=$(SEEDS)
 
 fuzz: ## run each fuzzer for FUZZ
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do \

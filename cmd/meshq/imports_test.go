@@ -26,7 +26,11 @@ var imports = map[string][]string{
 	"client/core":    {"ring", "transport/wire"},
 	"client":         {"client/core", "ring", "transport", "transport/wire"},
 	"node":           {"node/core", "ring", "store", "transport", "transport/wire"},
-	"sim":            {"client", "client/core", "node", "node/core", "ring", "store", "transport/wire"},
+	"sim/plan":       {},
+	"sim/history":    {},
+	"sim/report":     {"sim/history", "sim/plan"},
+	"sim":            {"client/core", "node/core", "ring", "sim/history", "sim/plan", "transport/wire"},
+	"sim/chaos":      {"client", "ring", "sim/history", "sim/plan", "transport/wire"}, // real processes, from outside
 }
 
 // pure packages get time, randomness and I/O from outside (DESIGN section 14):

@@ -5,7 +5,9 @@ import (
 	"github.com/meshq/meshq/transport/wire"
 )
 
-// Ownership is an ownership lease as its holder sees it, for tests.
+// What a simulator may see of a core. Nothing of it decides anything.
+
+// Ownership is an ownership lease as its holder sees it.
 type Ownership struct {
 	Partition wire.PartitionID
 	Term      wire.Term

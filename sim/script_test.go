@@ -1,4 +1,4 @@
-package core_test
+package sim
 
 import (
 	"errors"
@@ -19,10 +19,10 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the output of the scripts in testdata")
 
-// TestScripts runs testdata/*.txt: commands at the margin, and below each what the
+// TestScripts runs testdata/script/*.txt: commands at the margin, and below each what the
 // nodes did, indented. All checkers of the swarm watch the scripts too.
 func TestScripts(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
+	files, err := filepath.Glob("testdata/script/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts in testdata: %v", err)
 	}
