@@ -287,31 +287,6 @@ func (h *host) member() ring.Member {
 	return ring.Member{ID: h.id, Name: h.name, Address: h.name + ":7700", Gossip: h.name + ":7701", HTTP: h.name + ":7780", Zone: h.zone, Weight: 1}
 }
 
-func (h *host) monoAt(t int64) core.Instant {
-	d := t - h.boots
-	return core.Instant(h.mono + d + d*h.ppm/1_000_000)
-}
-
-func (h *host) time() core.Time {
-	return core.Time{Mono: h.monoAt(h.w.now), Wall: uint64(1_700_000_000_000 + h.wall + h.w.now/millisecond)}
-}
-
-// worldTime is the first moment at which the monotonic clock of h is at least i.
-func (h *host) worldTime(i core.Instant) int64 {
-	d := int64(i) - h.mono
-	if d > 1_000_000*second {
-		return math.MaxInt64
-	}
-	if d <= 0 {
-		return h.boots
-	}
-	t := h.boots + int64(float64(d)/(1+float64(h.ppm)/1e6))
-	for h.monoAt(t) < i {
-		t++
-	}
-	return t
-}
-
 // start boots the node of h from its disk.
 func (h *host) start() {
 	w := h.w
@@ -577,47 +552,6 @@ func (w *world) hashIn(vs ...uint64) {
 		w.hash = mix(w.hash, v)
 	}
 	w.hash = mix(w.hash, uint64(w.now))
-}
-
-// Gossip: after some time everybody knows who can be reached, over others too.
-func (w *world) gossip() {
-	for _, h := range w.nodes() {
-		h.rumours++
-		d := between(w.luck(luckGossip, uint64(h.index), h.rumours, 0), 200*millisecond, 2500*millisecond)
-		life := h.life
-		w.after(d, func() {
-			if h.life != life || !h.running || h.core.Mesh() == 0 {
-				return
-			}
-			alive := w.reachable(h)
-			if !slices.Equal(alive, h.alive) {
-				h.alive = alive
-				h.step(core.Members{Alive: slices.Clone(alive)})
-			}
-		})
-	}
-}
-
-func (w *world) reachable(from *host) []ring.NodeID {
-	nodes := w.nodes()
-	seen := map[*host]bool{from: true}
-	todo := []*host{from}
-	for len(todo) > 0 {
-		h := todo[0]
-		todo = todo[1:]
-		for _, o := range nodes {
-			if !seen[o] && o.running && !o.paused && o.core.Mesh() != 0 && !w.isCut(h, o) && !w.isCut(o, h) {
-				seen[o] = true
-				todo = append(todo, o)
-			}
-		}
-	}
-	var out []ring.NodeID
-	for h := range seen {
-		out = append(out, h.id)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // Rings as the world sees them.
