@@ -18,7 +18,7 @@ const (
 	Acking    Kind = "acking"    // a consumer acks it
 	Acked     Kind = "acked"     // and is told that the ack is final
 	AckFailed Kind = "ack-failed"
-	Nacked    Kind = "nacked"   // it gives it back with an attempt
+	Nacked    Kind = "nacked"   // it gives it back with an attempt; told when it asks, not when that is confirmed
 	Released  Kind = "released" // and without one
 	Extended  Kind = "extended" // it is told that it has it for Lease more
 	LeaseOver Kind = "lease-over"
@@ -27,12 +27,13 @@ const (
 	ClientDown Kind = "client-down" // it was killed, with all that it held
 	NodeUp     Kind = "node-up"     // it serves
 	NodeDown   Kind = "node-down"
-	FaultBegin Kind = "fault-begin" // Text; Number is its place in the plan
-	FaultEnd   Kind = "fault-end"
+	FaultBegin Kind = "fault-begin" // Code is its kind, On whom it touches; Number is its place in the plan
+	FaultEnd   Kind = "fault-end"   // of the same Number; what is over at once ends when it begins
 	Healed     Kind = "healed"  // all faults are over and all nodes started
 	Drained    Kind = "drained" // producers are through and nothing is left to deliver
 	State      Kind = "state"   // what a node says of one partition at rest
 	Sample     Kind = "sample"  // of a node's Memory and Disk
+	Purged     Kind = "purged"  // what was sent to Queue before is gone: it was deleted
 )
 
 // Message names a message: the number-th that this producer sent, from 0. A producer
@@ -65,8 +66,10 @@ type Event struct {
 	Cause     string        `json:"cause,omitempty"` // of a delivery that is not the first, as the node states it
 	Lease     time.Duration `json:"lease,omitempty"`
 	Copies    int           `json:"copies,omitempty"`
-	Want      int           `json:"want,omitempty"`
-	Code      string        `json:"code,omitempty"` // of an error
+	Want      int           `json:"want,omitempty"`   // of State: home replicas that the partition should have
+	Within    time.Duration `json:"within,omitempty"` // of Sent: in which it should be answered; 0: the producer never gives up
+	Code      string        `json:"code,omitempty"`   // of an error, see CodeName
+	On        []string      `json:"on,omitempty"`     // of FaultBegin: nodes and clients; none: all
 	Delayed   bool          `json:"delayed,omitempty"`
 	Text      string        `json:"text,omitempty"`
 	Number    int           `json:"number,omitempty"`
