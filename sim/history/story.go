@@ -16,7 +16,8 @@ type Lane struct {
 	Spans  []Span `json:"spans"`
 }
 
-// Span is a part of a life. What no span covers is up and well.
+// Span is a part of a life. What no span covers is up and well. Spans of different states
+// may overlap.
 type Span struct {
 	From  time.Duration `json:"from"`
 	To    time.Duration `json:"to"`
@@ -39,5 +40,6 @@ type Line struct {
 	At    time.Duration `json:"at"`
 	Where string        `json:"where"`
 	Text  string        `json:"text"`
-	Bad   bool          `json:"bad,omitempty"` // here the promise broke
+	Bad   bool          `json:"bad,omitempty"`   // here the promise broke
+	Arrow int           `json:"arrow,omitempty"` // the number of its arrow, from 1; 0: it has none
 }
