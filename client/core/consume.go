@@ -581,7 +581,7 @@ func (c *Core) endConsumer(now Instant, s *consumer, ticket Ticket, until Instan
 // inOrder is what a consumer holds, oldest first.
 func (s *consumer) inOrder() []*handout {
 	out := make([]*handout, 0, len(s.holding))
-	for _, h := range s.holding {
+	for _, h := range s.holding { // sorted below: the order does not matter
 		out = append(out, h)
 	}
 	sortBy(out, func(h *handout) uint64 { return uint64(h.id) })
@@ -593,7 +593,7 @@ func (c *Core) checkClosed(now Instant, s *consumer) {
 	if !s.closing || c.consumers[s.key] != s {
 		return
 	}
-	for _, h := range s.holding {
+	for _, h := range s.holding { // any or none: the order does not matter
 		if len(h.settling) > 0 || s.taken == TakenKeep && len(h.out) > 0 {
 			return
 		}
@@ -606,7 +606,7 @@ func (c *Core) dropConsumer(now Instant, s *consumer) {
 	delete(c.consumers, s.key)
 	c.consumerOrder = slices.DeleteFunc(c.consumerOrder, func(o *consumer) bool { return o == s })
 	s.queue.consumers = slices.DeleteFunc(s.queue.consumers, func(o *consumer) bool { return o == s })
-	for id := range s.holding {
+	for id := range s.holding { // a set: the order does not matter
 		delete(c.handouts, id)
 	}
 	clear(s.holding)

@@ -199,7 +199,7 @@ func (c *Core) wanted(now Instant, l *link) bool {
 
 func (c *Core) callsOf(l *link) []*call {
 	var out []*call
-	for _, call := range c.calls {
+	for _, call := range c.calls { // sorted below: the order does not matter
 		if call.link == l {
 			out = append(out, call)
 		}

@@ -68,7 +68,7 @@ func (c *Core) State() string {
 	case !c.member():
 		return "joining"
 	}
-	for _, p := range c.parts {
+	for _, p := range c.parts { // any or none: the order does not matter
 		if p.repairing {
 			return "repairing"
 		}

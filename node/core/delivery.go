@@ -27,7 +27,7 @@ func (a subKey) compare(b subKey) int {
 
 func sortedSubs(m map[subKey]*sub) []subKey {
 	out := make([]subKey, 0, len(m))
-	for k := range m {
+	for k := range m { // sorted below: the order does not matter
 		out = append(out, k)
 	}
 	slices.SortFunc(out, subKey.compare)

@@ -364,12 +364,12 @@ func (p *partition) watermarks() []wire.Watermark {
 
 // recovered completes what was read at boot.
 func (p *partition) recovered() {
-	for _, g := range p.groups {
+	for _, g := range p.groups { // a set: the order does not matter
 		for l := range g.lanes { // a set: the order does not matter
 			p.lane(l)
 		}
 	}
-	for _, l := range p.lanes {
+	for _, l := range p.lanes { // each by itself: the order does not matter
 		l.gone = p.doneByAll(l.id).Minus(l.held)
 	}
 }

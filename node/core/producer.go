@@ -155,7 +155,7 @@ func (p *partition) rememberFromNow() {
 // forgetOldest drops the older quarter of all segments.
 func (p *partition) forgetOldest() {
 	stamps := make([]uint64, 0, p.segments)
-	for _, q := range p.producers { // sorted below
+	for _, q := range p.producers { // sorted below: the order does not matter
 		for _, s := range q.segments {
 			stamps = append(stamps, s.Stamp)
 		}

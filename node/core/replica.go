@@ -361,7 +361,7 @@ func (p *partition) endRepair() {
 // rewrite has all folded records written anew: some on disk may be damaged.
 func (p *partition) rewrite() {
 	for _, g := range p.groups { // sets: the order does not matter
-		for _, d := range g.lanes {
+		for _, d := range g.lanes { // each by itself: the order does not matter
 			d.floor = 0
 			for _, run := range d.runs {
 				for page := run.From / pageSize; page <= (run.To-1)/pageSize; page++ {

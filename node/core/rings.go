@@ -185,7 +185,7 @@ func (c *Core) ringChanged() {
 
 // ringOpen says whether some partition of this node still needs a ring.
 func (c *Core) ringOpen(number uint64) bool {
-	for _, p := range c.parts {
+	for _, p := range c.parts { // any or none: the order does not matter
 		if len(p.sets) > 1 && p.moved <= number {
 			return true
 		}
@@ -196,7 +196,7 @@ func (c *Core) ringOpen(number uint64) bool {
 // settled says whether all partitions that this node is a home replica of have moved to
 // the current ring.
 func (c *Core) settled() bool {
-	for _, p := range c.parts {
+	for _, p := range c.parts { // any or none: the order does not matter
 		if p.home && len(p.sets) > 1 {
 			return false
 		}

@@ -53,13 +53,13 @@ func (c *Core) Stats() Stats {
 			if o.valid() {
 				s.Owned++
 			}
-			for _, f := range o.feeds {
+			for _, f := range o.feeds { // sums do not depend on the order
 				s.InFlight += uint64(f.inflight)
 				s.Retrying += uint64(len(f.retries))
 			}
 		}
 	}
-	for _, p := range c.peers {
+	for _, p := range c.peers { // a sum does not depend on the order
 		if p.up {
 			s.Peers++
 		}
