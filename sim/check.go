@@ -33,7 +33,7 @@ type checker struct {
 
 	messages map[msgKey]*sentMessage
 	order    []msgKey
-	holders  map[msgKey]uint64  // bits of hosts whose disk has it synced, or had it until it was done
+	holders  map[msgKey]uint64  // bits of the places of nodes whose disk has it synced, or had it until it was done
 	synced   map[msgKey]uint64  // the same, with the disks that lost it since: at most W-1, which P1 allows
 	acked    map[groupKey]int64 // when an ack was confirmed
 	acking   map[groupKey]bool  // some consumer sent an ack: it may be kept without ever being confirmed
@@ -121,20 +121,20 @@ func (k *checker) about(m msgKey) string {
 
 func (k *checker) holds(h *host, b *wire.Batch) {
 	for i := range b.Count {
-		k.holders[key(b, i)] |= 1 << h.index
-		k.synced[key(b, i)] |= 1 << h.index
+		k.holders[key(b, i)] |= 1 << h.place
+		k.synced[key(b, i)] |= 1 << h.place
 	}
 }
 
 func (k *checker) lost(h *host, b *wire.Batch) {
 	for i := range b.Count {
-		k.holders[key(b, i)] &^= 1 << h.index
+		k.holders[key(b, i)] &^= 1 << h.place
 	}
 }
 
 func (k *checker) forgets(h *host) {
 	for m := range k.holders {
-		k.holders[m] &^= 1 << h.index
+		k.holders[m] &^= 1 << h.place
 	}
 }
 
@@ -282,7 +282,7 @@ func (k *checker) allDone(m msgKey) bool {
 func (k *checker) holding(m msgKey) string {
 	var out []string
 	for _, h := range k.w.nodes() {
-		if k.holders[m]&(1<<h.index) != 0 {
+		if k.holders[m]&(1<<h.place) != 0 {
 			out = append(out, h.name)
 		}
 	}

@@ -65,9 +65,9 @@ func (d *disk) sync() {
 	w := d.h.w
 	d.syncing, d.queued = d.queued, nil
 	d.syncs++
-	t := w.disks.sync + exponential(w.luck(luckSync, uint64(d.h.index), 0, d.syncs), w.disks.jitter)
-	if w.disks.stall > 0 && w.luck(luckSync, uint64(d.h.index), 1, d.syncs)%uint64(w.disks.stall) == 0 {
-		t += between(w.luck(luckSync, uint64(d.h.index), 2, d.syncs), 20*millisecond, w.disks.stallBy)
+	t := w.disks.sync + exponential(w.luck(luckSync, d.h.key, 0, d.syncs), w.disks.jitter)
+	if w.disks.stall > 0 && w.luck(luckSync, d.h.key, 1, d.syncs)%uint64(w.disks.stall) == 0 {
+		t += between(w.luck(luckSync, d.h.key, 2, d.syncs), 20*millisecond, w.disks.stallBy)
 	}
 	t += d.stallNext
 	d.stallNext = 0
@@ -102,7 +102,7 @@ func (d *disk) complete(group []core.Persist) {
 	for i := range g.ops {
 		d.apply(&g.ops[i], true)
 	}
-	d.h.w.hashIn(6, uint64(d.h.index), d.commit, uint64(len(g.ops)))
+	d.h.w.hashIn(6, d.h.key, d.commit, uint64(len(g.ops)))
 }
 
 func (d *disk) apply(op *wire.Op, first bool) {
@@ -140,7 +140,7 @@ func (d *disk) apply(op *wire.Op, first bool) {
 		}
 	case wire.OpFree:
 		k := diskLane{op.Partition, op.Lane}
-		if w.luck(luckDisk, uint64(d.h.index), uint64(op.Run.From), op.Lane.Epoch)%3 == 0 {
+		if w.luck(luckDisk, d.h.key, uint64(op.Run.From), op.Lane.Epoch)%3 == 0 {
 			return // the segment still has life: the body stays a while
 		}
 		d.lanes[k] = slices.DeleteFunc(d.lanes[k], func(b diskBatch) bool {
@@ -156,7 +156,7 @@ func (d *disk) apply(op *wire.Op, first bool) {
 // crash keeps what was synced; of the group under way all or nothing.
 func (d *disk) crash() {
 	w := d.h.w
-	if d.syncing != nil && w.luck(luckCrash, uint64(d.h.index), d.syncs, 0)%2 == 0 {
+	if d.syncing != nil && w.luck(luckCrash, d.h.key, d.syncs, 0)%2 == 0 {
 		d.complete(d.syncing)
 	}
 	d.syncing, d.queued = nil, nil
@@ -190,7 +190,7 @@ func (d *disk) recover() core.Recovered {
 		var last *wire.BatchRef
 		for _, b := range d.lanes[k] {
 			if last != nil && last.Base+wire.Offset(last.Count) == b.Base && last.Producer == b.Producer && last.Sequence+last.Count == b.Sequence &&
-				w.luck(luckDisk, uint64(d.h.index), uint64(b.Base), b.Lane.Epoch)%2 == 0 {
+				w.luck(luckDisk, d.h.key, uint64(b.Base), b.Lane.Epoch)%2 == 0 {
 				last.Count += uint64(b.Count)
 				last.Stamp = b.Stamp
 				continue
@@ -228,7 +228,7 @@ func (d *disk) laneKeys() []diskLane {
 func (d *disk) readTime() int64 {
 	d.reads++
 	w := d.h.w
-	return w.disks.read + exponential(w.luck(luckRead, uint64(d.h.index), 0, d.reads), w.disks.read)
+	return w.disks.read + exponential(w.luck(luckRead, d.h.key, 0, d.reads), w.disks.read)
 }
 
 func (d *disk) readLater(e core.Read) {

@@ -11,7 +11,7 @@ import (
 func (w *world) gossip() {
 	for _, h := range w.nodes() {
 		h.rumours++
-		d := between(w.luck(luckGossip, uint64(h.index), h.rumours, 0), 200*millisecond, 2500*millisecond)
+		d := between(w.luck(luckGossip, h.key, h.rumours, 0), 200*millisecond, 2500*millisecond)
 		life := h.life
 		w.after(d, func() {
 			if h.life != life || !h.running || h.core.Mesh() == 0 {

@@ -10,13 +10,15 @@ type link struct {
 	cut     int   // how many faults hold it cut
 	slow    int64 // extra latency
 	packets uint64
+	dials   uint64
+	key     uint64 // of its luck
 }
 
 func (w *world) link(a, b *host) *link {
 	k := [2]int{a.index, b.index}
 	l := w.links[k]
 	if l == nil {
-		l = &link{}
+		l = &link{key: mix(a.key, b.key)}
 		w.links[k] = l
 	}
 	return l
@@ -46,6 +48,7 @@ type frame struct {
 type conn struct {
 	w        *world
 	number   uint64
+	luck     uint64 // key of its luck: the two hosts, and how many times they connected
 	from, to *host
 	life     [2]int // of both sides when it was made
 	id       core.ConnID
@@ -73,7 +76,7 @@ func (w *world) writeTime(c *conn, dir int) int64 {
 	l := w.link(c.side(dir), c.side(1-dir))
 	t := w.now
 	if l.slow > 0 {
-		t += between(w.luck(luckWrite, c.number, uint64(dir), l.packets), 0, l.slow/4)
+		t += between(w.luck(luckWrite, c.luck, uint64(dir), l.packets), 0, l.slow/4)
 	}
 	return max(t, c.wrote[dir])
 }
@@ -85,12 +88,12 @@ func (w *world) send(c *conn, dir int, f frame) {
 	write := w.writeTime(c, dir)
 	c.wrote[dir] = write
 	l.packets++
-	d := w.net.latency + exponential(w.luck(luckLatency, uint64(from.index)<<32|uint64(to.index), 0, l.packets), w.net.jitter)
+	d := w.net.latency + exponential(w.luck(luckLatency, l.key, 0, l.packets), w.net.jitter)
 	if l.slow > 0 {
-		d += between(w.luck(luckLatency, uint64(from.index)<<32|uint64(to.index), 1, l.packets), l.slow/2, l.slow)
+		d += between(w.luck(luckLatency, l.key, 1, l.packets), l.slow/2, l.slow)
 	}
-	if w.net.late > 0 && w.luck(luckLatency, uint64(from.index)<<32|uint64(to.index), 2, l.packets)%uint64(w.net.late) == 0 {
-		d += between(w.luck(luckLatency, uint64(from.index)<<32|uint64(to.index), 3, l.packets), 5*millisecond, w.net.lateBy)
+	if w.net.late > 0 && w.luck(luckLatency, l.key, 2, l.packets)%uint64(w.net.late) == 0 {
+		d += between(w.luck(luckLatency, l.key, 3, l.packets), 5*millisecond, w.net.lateBy)
 	}
 	f.arrives = max(write+d, c.last[dir])
 	c.last[dir] = f.arrives
@@ -143,6 +146,10 @@ func (w *world) pump(c *conn, dir int, t int64) {
 func (w *world) arrive(c *conn, dir int, f frame) {
 	to := c.side(1 - dir)
 	if !c.up[1-dir] || to.life != c.life[1-dir] {
+		return
+	}
+	if to.client != nil && to.paused {
+		to.inbox = append(to.inbox, func() { w.arrive(c, dir, f) })
 		return
 	}
 	w.hashIn(3, c.number, uint64(dir), uint64(f.kind), f.number, uint64(f.msg.Type()))
@@ -229,7 +236,9 @@ func (h *host) dial(to *host) {
 	w.conns++
 	number := w.conns
 	l := w.link(h, to)
-	trip := w.net.latency + exponential(w.luck(luckDial, number, 0, 0), w.net.jitter) + l.slow
+	l.dials++
+	luck := mix(l.key, l.dials)
+	trip := w.net.latency + exponential(w.luck(luckDial, luck, 0, 0), w.net.jitter) + l.slow
 	peer := to.id
 	fail := func(d int64) {
 		w.after(d, func() {
@@ -238,7 +247,7 @@ func (h *host) dial(to *host) {
 			}
 			delete(h.dialing, to.index)
 			if h.client != nil {
-				h.client.closed(to)
+				h.now(func() { h.client.closed(to) })
 				return
 			}
 			h.give(life, core.PeerDown{Node: peer})
@@ -246,7 +255,7 @@ func (h *host) dial(to *host) {
 		})
 	}
 	if w.isCut(h, to) || w.isCut(to, h) {
-		fail(w.net.keepalive + between(w.luck(luckDial, number, 1, 0), 0, second))
+		fail(w.net.keepalive + between(w.luck(luckDial, luck, 1, 0), 0, second))
 		return
 	}
 	w.after(trip, func() {
@@ -254,18 +263,18 @@ func (h *host) dial(to *host) {
 			return
 		}
 		if w.isCut(h, to) || w.isCut(to, h) {
-			fail(w.net.keepalive + between(w.luck(luckDial, number, 1, 0), 0, second))
+			fail(w.net.keepalive + between(w.luck(luckDial, luck, 1, 0), 0, second))
 			return
 		}
 		if to.paused { // the kernel takes the connection, nobody says Hello
-			fail(w.net.keepalive + between(w.luck(luckDial, number, 1, 0), 0, second))
+			fail(w.net.keepalive + between(w.luck(luckDial, luck, 1, 0), 0, second))
 			return
 		}
 		if !to.running || to.id != peer || to.core.Mesh() == 0 || h.client == nil && h.core.Mesh() != 0 && h.core.Mesh() != to.core.Mesh() {
 			fail(trip)
 			return
 		}
-		c := &conn{w: w, number: number, from: h, to: to, life: [2]int{h.life, to.life}, pumpAt: [2]int64{-1, -1}, calls: map[uint64]func(wire.Message){}}
+		c := &conn{w: w, number: number, luck: luck, from: h, to: to, life: [2]int{h.life, to.life}, pumpAt: [2]int64{-1, -1}, calls: map[uint64]func(wire.Message){}}
 		to.lastConn++
 		c.id = to.lastConn
 		c.up[1] = true
@@ -289,7 +298,7 @@ func (h *host) dial(to *host) {
 			c.up[0] = true
 			h.out[to.index] = c
 			if h.client != nil {
-				h.client.opened(c)
+				h.now(func() { h.client.opened(c) })
 				return
 			}
 			h.give(life, core.PeerUp{Node: peer, Hello: w.copied(hello).(*wire.Hello)})
@@ -302,7 +311,7 @@ func (h *host) lostDial(life int, to *host, peer any) {
 		return
 	}
 	if h.client != nil {
-		h.client.closed(to)
+		h.now(func() { h.client.closed(to) })
 		return
 	}
 	h.give(life, core.PeerDown{Node: to.id})
@@ -315,8 +324,9 @@ func (h *host) redial(to *host) {
 		return
 	}
 	life := h.life
-	w.conns++
-	w.after(w.net.redial+between(w.luck(luckDial, w.conns, 2, 0), 0, w.net.redial), func() {
+	l := w.link(h, to)
+	l.dials++
+	w.after(w.net.redial+between(w.luck(luckDial, mix(l.key, l.dials), 2, 0), 0, w.net.redial), func() {
 		if h.life == life && h.wants(to) {
 			h.dial(to)
 		}
@@ -337,11 +347,11 @@ func (w *world) lose(c *conn, gone *host) {
 			w.closeSide(c, i)
 			continue
 		}
-		d := w.net.latency + exponential(w.luck(luckClose, c.number, uint64(i), 0), w.net.jitter)
+		d := w.net.latency + exponential(w.luck(luckClose, c.luck, uint64(i), 0), w.net.jitter)
 		if w.isCut(c.side(1-i), h) {
-			d = w.net.keepalive + between(w.luck(luckClose, c.number, uint64(i), 1), 0, w.net.keepalive)
-		} else if gone == nil && w.luck(luckClose, c.number, uint64(i), 2)%4 == 0 {
-			d += between(w.luck(luckClose, c.number, uint64(i), 3), 0, 500*millisecond) // one side learns of it late
+			d = w.net.keepalive + between(w.luck(luckClose, c.luck, uint64(i), 1), 0, w.net.keepalive)
+		} else if gone == nil && w.luck(luckClose, c.luck, uint64(i), 2)%4 == 0 {
+			d += between(w.luck(luckClose, c.luck, uint64(i), 3), 0, 500*millisecond) // one side learns of it late
 		}
 		w.after(d, func() { w.closeSide(c, i) })
 	}
@@ -364,18 +374,23 @@ func (w *world) closeSide(c *conn, i int) {
 	}
 	delete(h.out, c.to.index)
 	if h.client != nil {
-		calls := c.calls
-		c.calls = map[uint64]func(wire.Message){}
-		for n := uint64(1); n <= c.next; n++ {
-			if done := calls[n]; done != nil {
-				done(nil)
-			}
-		}
-		h.client.closed(c.to)
+		h.now(func() { h.lostConn(c) })
 		return
 	}
 	h.step(core.PeerDown{Node: c.to.id})
 	h.redial(c.to)
+}
+
+// lostConn tells a client that what it asked on a connection has no answer.
+func (h *host) lostConn(c *conn) {
+	calls := c.calls
+	c.calls = map[uint64]func(wire.Message){}
+	for n := uint64(1); n <= c.next; n++ {
+		if done := calls[n]; done != nil {
+			done(nil)
+		}
+	}
+	h.client.closed(c.to)
 }
 
 // cut stops the direction from a to b. Connections over it live on in silence
@@ -394,7 +409,7 @@ func (w *world) cut(a, b *host) {
 			}
 			c.cuts[dir]++
 			cuts := c.cuts
-			w.after(w.net.keepalive+between(w.luck(luckClose, c.number, 9, uint64(c.cuts[dir])), 0, w.net.keepalive), func() {
+			w.after(w.net.keepalive+between(w.luck(luckClose, c.luck, 9, uint64(c.cuts[dir])), 0, w.net.keepalive), func() {
 				if !c.dead && c.cuts == cuts && l.cut > 0 {
 					w.lose(c, nil)
 				}
@@ -423,7 +438,7 @@ func (w *world) heal(a, b *host) {
 		}
 		c.cuts[dir]++
 		if len(c.frames[dir]) > 0 { // sent again when the sender next tries
-			d := between(w.luck(luckClose, c.number, 10, uint64(c.cuts[dir])), 0, 400*millisecond)
+			d := between(w.luck(luckClose, c.luck, 10, uint64(c.cuts[dir])), 0, 400*millisecond)
 			w.pump(c, dir, max(w.now+d, c.frames[dir][0].arrives))
 		}
 	}

@@ -180,14 +180,14 @@ type producer struct {
 func (w *world) newProducer(name string, q *queue, p wire.PartitionID) *producer {
 	pr := &producer{w: w, q: q, partition: p, most: 4, think: 20 * millisecond, timeout: 2000, left: 1 << 30}
 	pr.h = w.addClient(name, pr)
-	pr.id = wire.ProducerID(w.luck(luckClient, uint64(pr.h.index), 0, 0))
+	pr.id = wire.ProducerID(w.luck(luckClient, pr.h.key, 0, 0))
 	w.names.producers[pr.id] = name
 	return pr
 }
 
 func (p *producer) coin() uint64 {
 	p.coins++
-	return p.w.luck(luckClient, uint64(p.h.index), 1, p.coins)
+	return p.w.luck(luckClient, p.h.key, 1, p.coins)
 }
 
 func (p *producer) start() { p.w.after(exponential(p.coin(), p.think), p.send) }
@@ -373,13 +373,13 @@ func (w *world) newConsumer(name string, q *queue, group string) *consumer {
 
 func (c *consumer) mint() {
 	c.lives++
-	c.id = wire.ConsumerID(c.w.luck(luckClient, uint64(c.h.index), 0, uint64(c.lives)))
+	c.id = wire.ConsumerID(c.w.luck(luckClient, c.h.key, 0, uint64(c.lives)))
 	c.w.names.consumers[c.id] = c.h.name
 }
 
 func (c *consumer) coin() uint64 {
 	c.coins++
-	return c.w.luck(luckClient, uint64(c.h.index), 1, c.coins)
+	return c.w.luck(luckClient, c.h.key, 1, c.coins)
 }
 
 // start connects to all home replicas of the queue, and keeps connected.

@@ -538,7 +538,7 @@ func (s *script) enqueue(words []string, retry bool) error {
 		p = &scriptProducer{}
 		p.w, p.q, p.partition, p.timeout = s.world, s.q, s.q.entry.Partition(0), 2000
 		p.h = s.addClient(name, p)
-		p.id = wire.ProducerID(s.luck(luckClient, uint64(p.h.index), 0, 0))
+		p.id = wire.ProducerID(s.luck(luckClient, p.h.key, 0, 0))
 		s.names.producers[p.id] = name
 		s.producers[name] = p
 	}

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"cmp"
-	"container/heap"
 	"fmt"
 	"math"
 	"slices"
@@ -35,6 +34,9 @@ const (
 	luckPlan
 	luckDisk
 	luckWrite
+	luckStart
+	luckFault
+	luckTCP
 )
 
 func mix(h, v uint64) uint64 {
@@ -53,7 +55,8 @@ type world struct {
 	queue schedule
 	seq   uint64 // of the next scheduled call: breaks ties of time
 
-	hosts []*host // nodes first come first; clients too
+	hosts []*host // nodes and clients, in the order of their making
+	mesh  []*host // the nodes among them
 	byID  map[ring.NodeID]*host
 	links map[[2]int]*link
 	conns uint64
@@ -70,7 +73,8 @@ type world struct {
 	observe func(c *conn, dir int, f frame, lost bool) // sees every frame that is written
 	noted   func(h *host, n core.Note)
 	names   names
-	failure *violation // the first broken promise; the world stops there
+	failure *violation     // the first broken promise; the world stops there
+	reached map[string]int // situations that came about, by name
 }
 
 type netModel struct {
@@ -94,14 +98,16 @@ func newWorld(seed uint64) *world {
 		seed: seed, byID: map[ring.NodeID]*host{}, links: map[[2]int]*link{},
 		net:   netModel{latency: 200 * microsecond, jitter: 300 * microsecond, keepalive: 2 * second, redial: 200 * millisecond},
 		disks: diskModel{sync: 500 * microsecond, jitter: 1 * millisecond, read: 100 * microsecond},
-		hash:  seed,
+		hash:  seed, reached: map[string]int{},
 	}
 	w.names.init()
 	w.check = newChecker(w)
 	return w
 }
 
-// luck is a coin of the world: the same arguments always give the same number.
+// luck is a coin of the world: the same arguments always give the same number. What a
+// coin is about is named by keys of hosts and counters of their own, never by an order
+// that another host or another fault has a part in.
 func (w *world) luck(stream, a, b, n uint64) uint64 {
 	return mix(mix(mix(mix(mix(w.seed, stream), a), b), n), 0x6d65736871)
 }
@@ -138,25 +144,56 @@ type call struct {
 	do  func()
 }
 
+func (c *call) before(o *call) bool { return c.at < o.at || c.at == o.at && c.seq < o.seq }
+
+// schedule is a heap of calls in which each has four below it.
 type schedule []call
 
-func (s schedule) Len() int { return len(s) }
-func (s schedule) Less(i, j int) bool {
-	return s[i].at < s[j].at || s[i].at == s[j].at && s[i].seq < s[j].seq
+func (s *schedule) push(c call) {
+	q := append(*s, c)
+	i := len(q) - 1
+	for i > 0 {
+		up := (i - 1) / 4
+		if !c.before(&q[up]) {
+			break
+		}
+		q[i] = q[up]
+		i = up
+	}
+	q[i] = c
+	*s = q
 }
-func (s schedule) Swap(i, j int) { s[i], s[j] = s[j], s[i] }
-func (s *schedule) Push(x any)   { *s = append(*s, x.(call)) }
-func (s *schedule) Pop() any {
-	old := *s
-	c := old[len(old)-1]
-	old[len(old)-1] = call{}
-	*s = old[:len(old)-1]
-	return c
+
+func (s *schedule) pop() call {
+	q := *s
+	first, last := q[0], q[len(q)-1]
+	q[len(q)-1] = call{}
+	q = q[:len(q)-1]
+	*s = q
+	for i := 0; len(q) > 0; {
+		least := 4*i + 1
+		if least >= len(q) {
+			q[i] = last
+			break
+		}
+		for j := least + 1; j < min(4*i+5, len(q)); j++ {
+			if q[j].before(&q[least]) {
+				least = j
+			}
+		}
+		if !q[least].before(&last) {
+			q[i] = last
+			break
+		}
+		q[i] = q[least]
+		i = least
+	}
+	return first
 }
 
 func (w *world) at(t int64, do func()) {
 	w.seq++
-	heap.Push(&w.queue, call{max(t, w.now), w.seq, do})
+	w.queue.push(call{max(t, w.now), w.seq, do})
 }
 
 func (w *world) after(d int64, do func()) { w.at(w.now+d, do) }
@@ -164,7 +201,7 @@ func (w *world) after(d int64, do func()) { w.at(w.now+d, do) }
 // run takes the world to time t, or to the first broken promise.
 func (w *world) run(t int64) {
 	for len(w.queue) > 0 && w.queue[0].at <= t && w.failure == nil {
-		c := heap.Pop(&w.queue).(call)
+		c := w.queue.pop()
 		w.now = c.at
 		c.do()
 	}
@@ -183,6 +220,8 @@ type host struct {
 	w     *world
 	index int
 	name  string
+	key   uint64 // of its luck: a hash of the name
+	place int    // among the nodes; -1: a client
 
 	client client // nil: a node
 
@@ -205,8 +244,9 @@ type host struct {
 	ppm      int64 // its drift
 	wall     int64 // offset of the wall clock, ms
 	paused   bool
-	inbox    []core.Event
-	crashIn  int // crash before that effect of the next steps; -1: no
+	pausedTo int64
+	inbox    []func() // what waits for the end of the pause
+	crashIn  int      // crash before that effect of the next steps; -1: no
 	tickAt   int64
 	spinning int
 
@@ -239,7 +279,7 @@ type request struct {
 }
 
 func (w *world) addHost(name string) *host {
-	h := &host{w: w, index: len(w.hosts), name: name, crashIn: -1, out: map[int]*conn{}, dialing: map[int]bool{}}
+	h := &host{w: w, index: len(w.hosts), name: name, key: nameKey(name), place: -1, crashIn: -1, out: map[int]*conn{}, dialing: map[int]bool{}}
 	w.hosts = append(w.hosts, h)
 	return h
 }
@@ -247,6 +287,8 @@ func (w *world) addHost(name string) *host {
 // addNode makes a machine with an empty disk; start boots it.
 func (w *world) addNode(name string, id ring.NodeID) *host {
 	h := w.addHost(name)
+	h.place = len(w.mesh)
+	w.mesh = append(w.mesh, h)
 	h.disk = newDisk(h)
 	w.setID(h, id)
 	return h
@@ -273,14 +315,15 @@ func (w *world) node(id ring.NodeID) *host {
 }
 
 // nodes are the hosts of nodes.
-func (w *world) nodes() []*host {
-	var out []*host
-	for _, h := range w.hosts {
-		if h.client == nil {
-			out = append(out, h)
-		}
+func (w *world) nodes() []*host { return w.mesh }
+
+// nameKey is what luck knows a host by.
+func nameKey(name string) uint64 {
+	h := uint64(14695981039346656037) // FNV-1a
+	for i := range len(name) {
+		h = (h ^ uint64(name[i])) * 1099511628211
 	}
-	return out
+	return h
 }
 
 func (h *host) member() ring.Member {
@@ -296,22 +339,22 @@ func (h *host) start() {
 	h.life++
 	h.boot++
 	h.running, h.paused, h.crashIn, h.stopped, h.drained = true, false, -1, nil, false
-	h.inbox, h.peers, h.alive = nil, nil, nil
+	h.inbox, h.peers, h.alive, h.pausedTo = nil, nil, nil, 0
 	h.boots = w.now
-	h.mono = between(w.luck(luckBoot, uint64(h.index), h.boot, 1), 0, 1000*second)
+	h.mono = between(w.luck(luckBoot, h.key, h.boot, 1), 0, 1000*second)
 	h.lastConn, h.lastReq = 0, 0
 	h.requests, h.in, h.out, h.dialing = map[core.ReqID]*request{}, map[core.ConnID]*conn{}, map[int]*conn{}, map[int]bool{}
 	h.tickAt, h.spinning = math.MaxInt64, 0
 	fresh := h.boot == 1 || len(h.disk.log) == 0
 	c := core.Config{
-		Self: h.member(), Boot: h.boot, Random: w.luck(luckBoot, uint64(h.index), h.boot, 2),
+		Self: h.member(), Boot: h.boot, Random: w.luck(luckBoot, h.key, h.boot, 2),
 		Found: h.founder && fresh, Limits: h.limits,
 	}
 	if w.tracing {
 		w.tracef("%s boot %d", h.name, h.boot)
 	}
 	h.core = core.New(c, h.disk.recover())
-	w.hashIn(1, uint64(h.index), h.boot)
+	w.hashIn(1, h.key, h.boot)
 	h.scheduleTick()
 	h.dialPeers()
 	w.gossip()
@@ -352,29 +395,67 @@ func (h *host) connections() []*conn {
 
 // pause stops the process of h for d, as SIGSTOP does: its clocks go on.
 func (h *host) pause(d int64) {
-	if !h.running || h.paused {
+	if !h.running {
+		return
+	}
+	h.pausedTo = max(h.pausedTo, h.w.now+d)
+	if h.paused {
 		return
 	}
 	h.paused = true
-	life := h.life
 	h.w.gossip()
-	h.w.after(d, func() {
-		if h.life != life {
+	h.resume()
+}
+
+// resume ends the pause when its time has come.
+func (h *host) resume() {
+	life := h.life
+	h.w.at(h.pausedTo, func() {
+		if h.life != life || !h.paused {
+			return
+		}
+		if h.w.now < h.pausedTo { // it was made longer
+			h.resume()
 			return
 		}
 		h.paused = false
 		inbox := h.inbox
 		h.inbox = nil
-		for _, ev := range inbox {
+		for i, do := range inbox {
 			if h.life != life {
 				return
 			}
-			h.step(ev)
+			if h.paused { // again
+				h.inbox = append(h.inbox, inbox[i:]...)
+				return
+			}
+			do()
 		}
-		h.tickAt = math.MaxInt64
-		h.scheduleTick()
-		h.w.gossip()
+		if h.client == nil {
+			h.tickAt = math.MaxInt64
+			h.scheduleTick()
+			h.w.gossip()
+		}
 	})
+}
+
+// later calls do on h, d from now, or when its pause is over; not in another life.
+func (h *host) later(d int64, do func()) {
+	life := h.life
+	h.w.after(d, func() {
+		if h.life == life {
+			h.now(do)
+		}
+	})
+}
+
+// now calls do, or lets it wait for the end of the pause.
+func (h *host) now(do func()) {
+	if h.paused {
+		h.inbox = append(h.inbox, do)
+		return
+	}
+	do()
 }
 
 // give hands an event to the core of h, now, if it is in that life.
@@ -390,7 +471,7 @@ func (h *host) step(ev core.Event) {
 		return
 	}
 	if h.paused {
-		h.inbox = append(h.inbox, ev)
+		h.inbox = append(h.inbox, func() { h.step(ev) })
 		return
 	}
 	switch e := ev.(type) {
@@ -401,7 +482,7 @@ func (h *host) step(ev core.Event) {
 	}
 	w.steps++
 	effects := h.core.Step(h.time(), ev)
-	w.hashIn(2, uint64(h.index), uint64(len(effects)))
+	w.hashIn(2, h.key, uint64(len(effects)))
 	for _, e := range effects {
 		if h.crashIn >= 0 {
 			if h.crashIn == 0 {
