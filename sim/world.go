@@ -65,6 +65,8 @@ type world struct {
 	disks diskModel
 	check *checker
 
+	planting core.Planting // a bug in all nodes
+
 	newest  *ring.Ring
 	hash    uint64 // rolling hash of everything that happened
 	steps   int
@@ -348,7 +350,7 @@ func (h *host) start() {
 	fresh := h.boot == 1 || len(h.disk.log) == 0
 	c := core.Config{
 		Self: h.member(), Boot: h.boot, Random: w.luck(luckBoot, h.key, h.boot, 2),
-		Found: h.founder && fresh, Limits: h.limits,
+		Found: h.founder && fresh, Limits: h.limits, Planting: w.planting,
 	}
 	if w.tracing {
 		w.tracef("%s boot %d", h.name, h.boot)

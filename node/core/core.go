@@ -47,6 +47,8 @@ type Config struct {
 	Version string      // of the program, for people
 	Found   bool        // without data: found a new mesh. Otherwise wait to join one
 	Limits  Limits
+
+	Planting Planting // nothing, but in a build with the tag mutants
 }
 
 // Limits bound what the core holds in memory (P8, P10). Zero fields take their default.
@@ -162,6 +164,9 @@ func New(cfg Config, rec Recovered) *Core {
 		feeders: map[queueGroup][]*sub{}, relays: map[uint64]*sub{},
 		damagedAll: rec.DamagedAll, damaged: map[wire.PartitionID]bool{},
 	}
+	if c.planted(bugEpochReused) || c.planted(bugConflictOverwrites) {
+		c.epoch = 1
+	}
 	c.catalog.entries = map[string]*wire.QueueEntry{}
 	for _, p := range rec.Damaged {
 		c.damaged[p] = true
@@ -259,6 +264,9 @@ func (c *Core) Ready() bool { return c.member() && !c.draining }
 // boot starts what runs all the time.
 func (c *Core) boot() {
 	c.bootUntil = c.now.Mono + ownershipLease
+	if c.planted(bugGrantAfterBoot) || c.planted(bugMemoryGrants) {
+		c.bootUntil = 0
+	}
 	for _, p := range c.parts { // each by itself: the order does not matter
 		p.rememberFromNow()
 	}

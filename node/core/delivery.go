@@ -261,7 +261,7 @@ func (c *Core) pumpQueue(queue string) {
 
 // pump hands out what may be handed out, until demand or messages end.
 func (o *ownership) pump() {
-	if o.phase != owning || o.pumping || !o.valid() || o.scans > 0 {
+	if o.phase != owning || o.pumping || !o.valid() && !o.p.core.planted(bugDeliveryLate) || o.scans > 0 {
 		return
 	}
 	o.pumping = true
@@ -340,7 +340,11 @@ func deliverSize(m *wire.Deliver) (n int) {
 }
 
 func (f *feed) push(s *sub, m *wire.Deliver) {
-	f.o.p.core.emit(Push{Conn: s.key.conn, Msg: m, Before: f.o.until()})
+	before := f.o.until()
+	if f.o.p.core.planted(bugDeliveryLate) {
+		before = Never
+	}
+	f.o.p.core.emit(Push{Conn: s.key.conn, Msg: m, Before: before})
 }
 
 // deliver takes the next run of messages for a consumer. Due retries and new messages
@@ -578,7 +582,7 @@ const (
 // term. If it is not here, it is asked for, and waited for at most orderWait.
 func (f *feed) follows(fl *feedLane, b *wire.Batch, at wire.Offset) bool {
 	p, c := f.o.p, f.o.p.core
-	if b.AfterLane.IsZero() || at > b.Base {
+	if b.AfterLane.IsZero() || at > b.Base || c.planted(bugNoProducerChain) {
 		return true
 	}
 	lane, after := b.AfterLane, b.AfterOffset

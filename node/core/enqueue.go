@@ -111,11 +111,16 @@ func (p *partition) accept(req ReqID, m *wire.Enqueue) {
 	case c.diskFull:
 		c.reply(req, wire.Errorf(wire.ErrDiskFull, "disk of node %s is full", c.cfg.Self.Name))
 		return
+	case c.pendingBytes+size > c.cfg.Limits.PendingBytes && c.planted(bugOverloadDrops):
+		return
 	case c.pendingBytes+size > c.cfg.Limits.PendingBytes:
 		c.reply(req, &wire.Error{Code: wire.CodeOverloaded, Text: "too many bytes wait for their write quorum", RetryAfter: 100})
 		return
 	}
 	l := p.lane(wire.Lane{Node: c.self, Epoch: c.epoch})
+	if c.planted(bugEpochReused) || c.planted(bugConflictOverwrites) {
+		l.next = max(l.next, l.held.End(), l.gone.End())
+	}
 	b := wire.Batch{
 		BatchHeader: wire.BatchHeader{
 			Flags: m.Flags, Count: m.Count, Partition: p.id, Lane: l.id, Base: l.next, Stamp: c.stamp(),
@@ -173,7 +178,7 @@ func (p *partition) hold(b *wire.Batch, hint bool) {
 	if b.Stamp>>16 <= c.now.Wall+maxStampAhead {
 		c.clock = max(c.clock, b.Stamp)
 	}
-	if hint {
+	if hint && !c.planted(bugFallbackWithoutHint) {
 		hints := p.hints[b.Lane]
 		hints.Add(b.Run())
 		p.hints[b.Lane] = hints
@@ -225,6 +230,9 @@ func (p *partition) startWrite(b wire.Batch, req ReqID, timeout Instant, persist
 		}
 		w.copied(c.self)
 	})
+	if c.planted(bugConfirmBeforeSync) {
+		w.copied(c.self)
+	}
 	for _, id := range p.otherHomes() {
 		if w.ended {
 			return
@@ -389,6 +397,9 @@ func (w *write) end(err *wire.Error) {
 		if err == nil {
 			err = wire.QuorumError(len(w.synced), w.want)
 		}
+		if c.planted(bugQuorumRefused) {
+			err = wire.ErrNotReady // "not stored"
+		}
 		for _, req := range w.reqs {
 			c.reply(req, err)
 		}
@@ -419,6 +430,10 @@ func (p *partition) again(req ReqID, at laneRun, timeout Instant) {
 	c := p.core
 	l := p.lane(at.lane)
 	c.stats.Repeated++
+	if c.planted(bugHitUncounted) {
+		c.reply(req, &wire.Enqueued{Lane: at.lane, Base: at.run.From, Nodes: []ring.NodeID{c.self}, Want: uint8(p.w), Owner: p.owner()})
+		return
+	}
 	if !l.held.Covers(at.run) {
 		p.againDone(req, at, timeout)
 		return

@@ -54,7 +54,12 @@ type ownership struct {
 }
 
 // leaseOf is what a grant asked for at an instant is worth to its holder.
-func leaseOf(asked Instant) Instant { return asked + ownershipLease*95/100 }
+func (c *Core) leaseOf(asked Instant) Instant {
+	if c.planted(bugLeaseFromAnswer) {
+		return c.now.Mono + ownershipLease
+	}
+	return asked + ownershipLease*95/100
+}
 
 // owner is the node that this one believes to own the partition; 0 if it knows none.
 func (p *partition) owner() ring.NodeID {
@@ -112,7 +117,7 @@ func (p *partition) preclaim() {
 	}
 	p.own = o
 	o.ask(&wire.Claim{Pre: true}, func(id ring.NodeID, g *wire.Granted) {
-		o.grants[id] = leaseOf(c.now.Mono)
+		o.grants[id] = c.leaseOf(c.now.Mono)
 		if p.majority(func(id ring.NodeID) bool { return id == c.self || o.grants[id] > 0 }) {
 			o.promise()
 		}
@@ -242,9 +247,9 @@ func (o *ownership) claim() {
 func (o *ownership) granted(id ring.NodeID, g *wire.Granted, asked Instant) {
 	p, c := o.p, o.p.core
 	if id != c.self {
-		o.grants[id] = leaseOf(asked)
+		o.grants[id] = c.leaseOf(asked)
 	}
-	if id == c.self || g.Sum == p.digest() {
+	if id == c.self || g.Sum == p.digest() || c.planted(bugNoCatchUp) {
 		o.merged[id] = true
 		o.check()
 		return
@@ -282,7 +287,7 @@ func (o *ownership) check() {
 		return
 	}
 	never := o.previous == wire.Term{}
-	handed := o.expected != wire.Term{} && o.previous == o.expected
+	handed := o.expected != wire.Term{} && (o.previous == o.expected || c.planted(bugTableAlways))
 	o.fresh = never || handed
 	c.stats.Takeovers++
 	c.note(NoteInfo, p, "owner", "queue %s partition %d, term %s", p.entry.Name, p.index, o.term)
@@ -383,7 +388,7 @@ func (o *ownership) askLate(id ring.NodeID) {
 			return
 		}
 		if g.OK {
-			o.grants[id] = max(o.grants[id], leaseOf(asked))
+			o.grants[id] = max(o.grants[id], c.leaseOf(asked))
 			if g.Sum != p.digest() {
 				p.pull(id)
 			}
@@ -439,7 +444,7 @@ func (p *partition) onClaim(req ReqID, from ring.NodeID, m *wire.Claim) {
 			return
 		}
 	}
-	if !p.home || !p.isHome(from) || p.repairing || !c.healthy() {
+	if !p.home || !p.isHome(from) || p.repairing && !c.planted(bugDamagedGrants) || !c.healthy() {
 		c.reply(req, no)
 		return
 	}
@@ -498,7 +503,7 @@ func (p *partition) yields(from ring.NodeID, m *wire.Claim) bool {
 		o.stepDown()
 		return true
 	}
-	if int(m.Rank) > p.rank() && !m.Handover {
+	if (int(m.Rank) > p.rank() || p.core.planted(bugNoYield)) && !m.Handover {
 		return false
 	}
 	o.abandon()
@@ -631,7 +636,7 @@ func (c *Core) renewed(from ring.NodeID, set map[wire.PartitionID]wire.Term, r *
 			continue
 		}
 		was := o.valid()
-		o.grants[from] = max(o.grants[from], leaseOf(asked))
+		o.grants[from] = max(o.grants[from], c.leaseOf(asked))
 		if !was && o.valid() {
 			o.check()
 			o.pump()
@@ -688,7 +693,7 @@ func (c *Core) onRenew(req ReqID, from ring.NodeID, m *wire.Renew) {
 // while another grant runs.
 func (p *partition) renewed(holder ring.NodeID, term wire.Term, ringNumber uint64) bool {
 	c := p.core
-	if p.promised != term || p.repairing || !p.home {
+	if p.promised != term || p.repairing && !c.planted(bugDamagedGrants) || !p.home {
 		return false
 	}
 	if ringNumber < c.rings.current.Number() && len(p.sets) > 1 {

@@ -185,6 +185,9 @@ func (p *partition) placeNow() {
 			p.sets[len(p.sets)-1] = set
 		}
 	}
+	if c.planted(bugNoJointRing) {
+		p.sets = p.sets[len(p.sets)-1:]
+	}
 	if len(p.sets) == 1 {
 		p.moved = current
 	}
@@ -242,13 +245,15 @@ func (p *partition) isHome(id ring.NodeID) bool { return slices.Contains(p.homes
 // majority says whether has holds for a majority of the home replicas of every open ring.
 func (p *partition) majority(has func(ring.NodeID) bool) bool {
 	for _, set := range p.sets {
-		n := 0
+		n, of := 0, len(set)
 		for _, id := range set {
 			if has(id) {
 				n++
+			} else if p.core.planted(bugLiveMajority) && !p.core.up(id) {
+				of--
 			}
 		}
-		if n <= len(set)/2 {
+		if n <= of/2 {
 			return false
 		}
 	}
@@ -298,7 +303,7 @@ func (p *partition) doneByAll(l wire.Lane) wire.Runs {
 		runs := p.group(id).runs(l)
 		if i == 0 {
 			all = runs
-		} else {
+		} else if !p.core.planted(bugFreedAfterOneGroup) {
 			all = all.Intersect(runs)
 		}
 	}
@@ -396,6 +401,9 @@ func (p *partition) fold() []wire.Op {
 	if p.home {
 		ops = append(ops, p.free()...)
 	}
+	if p.core.planted(bugFloorDroppedEarly) {
+		ops = append(ops, p.dropFloors()...)
+	}
 	p.expireProducers()
 	return append(ops, p.saveHeaders()...)
 }
@@ -484,6 +492,9 @@ func (p *partition) leave() {
 	if p.repairing { // it counts for nothing anyway; if it comes back it copies
 		p.repairing = false
 		p.core.persistThen([]wire.Op{remove(key(recordRepair, uint64(p.id)))}, nil)
+	}
+	if p.core.planted(bugExHomeDrops) {
+		p.dropAll()
 	}
 	for _, id := range p.order {
 		if held := p.lanes[id].held; len(held) > 0 {

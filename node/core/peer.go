@@ -168,6 +168,9 @@ func (c *Core) greet(p *peer) {
 func (c *Core) peerDown(id ring.NodeID) {
 	p := c.peer(id)
 	p.up = false
+	if c.planted(bugResetIsDeath) {
+		c.takeForDead(id)
+	}
 	p.fetching = false
 	p.pulls = map[wire.PartitionID]bool{}
 	for _, t := range sortedKeys(c.calls) {
@@ -259,7 +262,7 @@ func (c *Core) commitSeen(p *peer, boot, commit uint64) {
 // copy that came back with less than it confirmed counts for nothing (P12).
 func (c *Core) onRemembered(from ring.NodeID, m *wire.Remembered) {
 	for _, n := range m.Commits {
-		if n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll {
+		if n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll && !c.planted(bugAmnesiaUnnoticed) {
 			c.damagedAll = true
 			c.note(NoteWarn, nil, "store came back with less than it confirmed", "last commit is %d, %s remembers %d", c.recovered, from, n.Commit)
 			for _, id := range sortedKeys(c.parts) {

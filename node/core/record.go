@@ -172,6 +172,9 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 	switch k[0] {
 	case recordTerm:
+		if p.core.planted(bugTermsInMemory) || p.core.planted(bugMemoryGrants) {
+			return nil
+		}
 		if err := d.Decode(&p.promised); err != nil {
 			return err
 		}
@@ -179,6 +182,9 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 			p.heard = p.promised
 		}
 	case recordHeard:
+		if p.core.planted(bugTermsInMemory) || p.core.planted(bugMemoryGrants) {
+			return nil
+		}
 		var heard wire.Term
 		if err := d.Decode(&heard); err != nil {
 			return err

@@ -67,7 +67,7 @@ func (p *partition) replicate(req ReqID, m *wire.Replicate) {
 // What is known to be done by all groups is not kept. A conflict refuses all.
 func (p *partition) keep(batches []wire.Batch, hint bool) ([]wire.Op, wire.Code) {
 	for i := range batches {
-		if b := &batches[i]; b.Partition != p.id || p.conflicts(b) {
+		if b := &batches[i]; b.Partition != p.id || p.conflicts(b) && !p.core.planted(bugConflictOverwrites) {
 			return nil, wire.CodeLaneConflict
 		}
 	}
@@ -157,11 +157,11 @@ func (c *Core) onStoreAcks(req ReqID, m *wire.StoreAcks) {
 // ackCode says whether this replica's copy of acks counts.
 func (p *partition) ackCode(m *wire.StoreAcks) wire.Code {
 	switch {
-	case m.Term != (wire.Term{}) && m.Term.Less(p.promised):
+	case m.Term != (wire.Term{}) && m.Term.Less(p.promised) && !p.core.planted(bugStaleOwnerAcks):
 		return wire.CodeNotOwner
-	case m.Ring < p.core.rings.current.Number() && len(p.sets) > 1:
+	case m.Ring < p.core.rings.current.Number() && len(p.sets) > 1 && !p.core.planted(bugAckOneRing):
 		return wire.CodeNotOwner
-	case p.repairing || !p.home:
+	case p.repairing && !p.core.planted(bugDamagedGrants) || !p.home && !p.core.planted(bugAckByFallbacks):
 		return wire.CodeNotReady
 	}
 	return 0
@@ -173,8 +173,10 @@ func (p *partition) hasGroup(id wire.GroupID) bool { return slices.Contains(p.gr
 // with ok when a majority of each open ring has them synced and counts them.
 func (p *partition) spreadAcks(items []wire.AckItem, term wire.Term, done func(ok bool, nodes []ring.NodeID)) {
 	c := p.core
-	for _, item := range items {
-		p.markDone(item)
+	if !c.planted(bugAckOnOwnDisk) {
+		for _, item := range items {
+			p.markDone(item)
+		}
 	}
 	var nodes []ring.NodeID
 	waiting, over := 0, false
@@ -188,7 +190,7 @@ func (p *partition) spreadAcks(items []wire.AckItem, term wire.Term, done func(o
 		waiting--
 		if counts {
 			nodes = append(nodes, id)
-			if p.majority(func(id ring.NodeID) bool { return slices.Contains(nodes, id) }) {
+			if p.majority(func(id ring.NodeID) bool { return slices.Contains(nodes, id) }) || p.enoughAnyway(nodes) {
 				finish(true)
 			}
 		}
@@ -197,9 +199,17 @@ func (p *partition) spreadAcks(items []wire.AckItem, term wire.Term, done func(o
 		}
 	}
 	others := p.otherHomes()
+	if c.planted(bugAckByFallbacks) {
+		others = slices.Concat(others, p.fallbacks())
+	}
 	waiting = 1 + len(others)
 	c.persistThen([]wire.Op{p.ackOps(items)}, func() {
-		answer(c.self, p.home && !p.repairing && (term == wire.Term{} || !term.Less(p.promised)))
+		if c.planted(bugAckOnOwnDisk) {
+			for _, item := range items {
+				p.markDone(item)
+			}
+		}
+		answer(c.self, p.home && !p.repairing && (term == wire.Term{} || !term.Less(p.promised) || c.planted(bugStaleOwnerAcks)))
 	})
 	m := &wire.StoreAcks{Queue: p.entry.Name, Partition: p.id, Term: term, Ring: c.rings.current.Number(), Catalog: c.catalog.version, Items: items}
 	for _, id := range others {
@@ -267,7 +277,7 @@ func (c *Core) damage(ev Damage) {
 func (p *partition) lost(id wire.Lane, runs wire.Runs) {
 	l := p.lane(id)
 	gone := runs.Intersect(l.held)
-	if len(gone) == 0 {
+	if len(gone) == 0 || p.core.planted(bugDamageIgnored) {
 		return
 	}
 	for _, run := range gone {
@@ -329,6 +339,9 @@ func (p *partition) checkRepaired() {
 			continue
 		}
 		need, have, asked := len(set)-(len(set)/2+1)+1, 0, 0
+		if p.core.planted(bugRepairedByOne) {
+			need = min(need, 1)
+		}
 		for _, id := range set {
 			counts, merged := p.repaired[id]
 			if counts {
@@ -347,7 +360,7 @@ func (p *partition) checkRepaired() {
 
 func (p *partition) endRepair() {
 	p.repairing = false
-	if p.promised.Less(p.heard) {
+	if p.promised.Less(p.heard) && !p.core.planted(bugRepairedNoTerm) {
 		p.promised = p.heard // it may have promised that one, and forgotten
 	}
 	p.core.note(NoteInfo, p, "repaired", "queue %s partition %d", p.entry.Name, p.index)

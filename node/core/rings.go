@@ -176,6 +176,9 @@ func (c *Core) ringChanged() {
 	// one can run; after a boot this node does not know what it granted.
 	number := t.Number
 	wait := max(c.now.Mono, c.bootUntil) + ownershipLease - c.now.Mono
+	if c.planted(bugStoredAtOnce) {
+		wait = 0
+	}
 	c.after(wait, func() {
 		if c.rings.current.Number() == number {
 			c.rings.stored = number
@@ -318,6 +321,14 @@ func (c *Core) endProposal(err *wire.Error) {
 	p.done(err)
 }
 
+// votesNeeded is a majority of the members.
+func (c *Core) votesNeeded(members []ring.Member) int {
+	if c.planted(bugRingByOneVote) {
+		return 1
+	}
+	return len(members)/2 + 1
+}
+
 // prepareRing runs the first phase, with a ballot above all that were seen.
 func (c *Core) prepareRing() {
 	p := c.council
@@ -327,7 +338,7 @@ func (c *Core) prepareRing() {
 	ballot := p.ballot
 
 	members := before.Table().Members
-	want, have, answers := len(members)/2+1, 0, 0
+	want, have, answers := c.votesNeeded(members), 0, 0
 	var best wire.Ballot
 	table := p.change(before.Table())
 	over := false
@@ -366,7 +377,7 @@ func (c *Core) acceptRing(ballot wire.Ballot, table ring.Table, mine bool) {
 	p := c.council
 	before := c.rings.current
 	members := before.Table().Members
-	want, have, answers := len(members)/2+1, 0, 0
+	want, have, answers := c.votesNeeded(members), 0, 0
 	over := false
 	c.ask(members, &wire.RingAccept{Ballot: ballot, Table: table}, func(msg wire.Message) {
 		if over || c.council != p {

@@ -60,6 +60,10 @@ func (c *Core) settlePartition(m *wire.Settle, indices []int, set func(int, wire
 		p.own.settle(m, indices, set, done)
 		return
 	}
+	if p.home && c.planted(bugAckByAnyHome) {
+		p.confirmAnywhere(m, indices, set, done)
+		return
+	}
 	owner := p.owner()
 	if owner == 0 && !p.home { // a home replica knows
 		for _, id := range p.homes() {
@@ -156,7 +160,7 @@ func (o *ownership) settle(m *wire.Settle, indices []int, set func(int, wire.Cod
 	}
 	p.spreadAcks(acks, term, func(ok bool, _ []ring.NodeID) {
 		code := wire.CodeNotOwner
-		if ok && p.own == o && o.valid() && o.term == term {
+		if ok && (p.own == o && o.valid() && o.term == term || p.core.planted(bugStaleOwnerAcks)) {
 			code = 0
 		}
 		for _, i := range acked {
@@ -176,6 +180,9 @@ func (o *ownership) change(x *wire.SettleItem) wire.Code {
 		return wire.CodeNoGroup
 	}
 	d := f.lane(x.Receipt.Lane).byID[idOf(&x.Receipt)]
+	if d == nil && c.planted(bugNackByAttempt) {
+		d = f.byAttempt(x)
+	}
 	if d == nil {
 		return wire.CodeStaleReceipt
 	}
@@ -235,7 +242,7 @@ const maxResumes = 1000
 // node becomes the owner.
 func (c *Core) onResume(on ConnID, m *wire.Resume) {
 	s := c.subs[subKey{on, m.Sub}]
-	if s == nil {
+	if s == nil || c.planted(bugNoResume) {
 		return
 	}
 	byID := map[wire.PartitionID][]wire.Held{}

@@ -41,6 +41,10 @@ func (c *Core) onGetState(req ReqID, m *wire.GetState) {
 		// A hint goes when its holder reads here that W nodes have the batch: what the
 		// answer names is synced before it leaves.
 		s := p.state(m)
+		if c.planted(bugDigestBeforeSync) {
+			c.reply(req, s)
+			return
+		}
 		c.persistThen(nil, func() { c.reply(req, s) })
 	})
 }
@@ -300,7 +304,7 @@ func (c *Core) compareAll() {
 // compare compares the digests of what this node and a peer both keep, and pulls
 // where they differ.
 func (c *Core) compare(peer *peer) {
-	if !c.member() || !peer.up {
+	if !c.member() || !peer.up || c.planted(bugNoAntiEntropy) {
 		return
 	}
 	m := &wire.Digests{}
@@ -384,6 +388,8 @@ func (p *partition) copyOn() {
 func (p *partition) promiseCopied() bool {
 	c := p.core
 	switch {
+	case c.planted(bugCopyNoPromise) || c.planted(bugCountsBeforeCopy):
+		return true
 	case p.promisingCopy:
 		return false
 	case p.promised.Less(p.heard):
@@ -417,6 +423,9 @@ func (p *partition) isNew(id ring.NodeID) bool {
 
 // copiedAll says whether this node has the state of a majority of each older ring.
 func (p *partition) copiedAll() bool {
+	if p.core.planted(bugCountsBeforeCopy) {
+		return true
+	}
 	for _, set := range p.sets[:len(p.sets)-1] {
 		n := 0
 		for _, id := range set {
