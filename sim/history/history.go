@@ -29,11 +29,11 @@ const (
 	NodeDown   Kind = "node-down"
 	FaultBegin Kind = "fault-begin" // Code is its kind, On whom it touches; Number is its place in the plan
 	FaultEnd   Kind = "fault-end"   // of the same Number; what is over at once ends when it begins
-	Healed     Kind = "healed"  // all faults are over and all nodes started
-	Drained    Kind = "drained" // producers are through and nothing is left to deliver
-	State      Kind = "state"   // what a node says of one partition at rest
-	Sample     Kind = "sample"  // of a node's Memory and Disk
-	Purged     Kind = "purged"  // what was sent to Queue before is gone: it was deleted
+	Healed     Kind = "healed"      // all faults are over and all nodes started
+	Drained    Kind = "drained"     // producers are through and nothing is left to deliver
+	State      Kind = "state"       // what a node says of one partition at rest
+	Sample     Kind = "sample"      // of a node's Memory and Disk
+	Purged     Kind = "purged"      // what was sent to Queue before is gone: it was deleted
 )
 
 // Message names a message: the number-th that this producer sent, from 0. A producer
