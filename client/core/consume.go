@@ -356,7 +356,7 @@ func (c *Core) deliver(now Instant, l *link, msg *wire.Deliver) {
 		if p == nil {
 			continue // of a queue that is gone
 		}
-		if r.Term.Less(p.term) {
+		if r.Term.Less(p.term) && !c.planted(bugNoTermFence) {
 			// An owner that has been replaced does not know it yet (P3).
 			c.note(false, "stale delivery dropped", p.id.String())
 			continue
@@ -407,7 +407,7 @@ func (c *Core) serve(now Instant, s *consumer) {
 		var out []Delivery
 		for len(s.buffer) > 0 && len(out) < r.max {
 			h := s.buffer[0]
-			if h.lost || h.until <= now {
+			if (h.lost || h.until <= now) && !c.planted(bugBufferLate) {
 				c.skip(now, h) // the lease is over: others may have it (P4)
 				continue
 			}
@@ -502,7 +502,7 @@ func (c *Core) lose(now Instant, h *handout) {
 	if len(h.out) > 0 {
 		c.emit(Lost{Consumer: h.consumer.key, Handout: h.id, Runs: h.out.Clone()})
 	}
-	if h.at < h.receipt.Run.To {
+	if h.at < h.receipt.Run.To && !c.planted(bugBufferLate) {
 		c.skip(now, h)
 	}
 }
@@ -697,7 +697,7 @@ func (c *Core) resumeTo(now Instant, b *sub, match func(*handout) bool) {
 		}
 	}
 	for _, h := range s.inOrder() {
-		if h.lost || h.until <= now || !match(h) {
+		if h.lost || h.until <= now || !match(h) || c.planted(bugResumeForgets) {
 			continue
 		}
 		if runs := h.held(); len(runs) > 0 {

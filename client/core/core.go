@@ -16,6 +16,8 @@ type Config struct {
 	Name    string   // for Hello
 	Token   string   // for Hello
 	Random  uint64   // random bits: producer IDs, jitter
+
+	Planting Planting // nothing, but in a build with the tag mutants
 }
 
 // The times of the core. They are not settings: who needs others needs another design.

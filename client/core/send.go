@@ -370,6 +370,9 @@ func (c *Core) try(now Instant, p *partition, l *link) {
 // post sends the batch.
 func (c *Core) post(now Instant, p *partition, a *attempt) {
 	b := p.batch
+	if b.posted && c.planted(bugNewSequence) {
+		b.sequence, p.sequence = p.sequence, p.sequence+uint64(len(b.items))
+	}
 	a.sent, a.since, b.posted = true, now, true
 	// A node is to answer before the last who waits gives up, so that its reason is known.
 	left := time.Duration(0)
@@ -384,6 +387,9 @@ func (c *Core) post(now Instant, p *partition, a *attempt) {
 		AfterLane: p.afterLane, AfterOffset: p.afterOffset, Count: uint32(len(b.items)), Flags: b.flags, Checksum: b.checksum,
 		Timeout: uint32(timeout.Milliseconds()) + 1, Records: b.records,
 	}
+	if c.planted(bugNoPredecessor) {
+		msg.AfterLane, msg.AfterOffset = wire.Lane{}, 0
+	}
 	call := c.request(now, a.link, msg, func(now Instant, msg wire.Message) {
 		b.end(a)
 		if p.batch == b {
@@ -392,6 +398,10 @@ func (c *Core) post(now Instant, p *partition, a *attempt) {
 	}, func(now Instant) {
 		b.end(a)
 		b.unknown = true
+		if p.batch == b && c.planted(bugFailoverLoses) {
+			p.batch = nil
+			c.pump(now, p)
+		}
 		if p.batch == b {
 			b.err, b.free = unreachable(a.link.err), true
 			c.driveBatch(now, p)
@@ -474,7 +484,7 @@ func (c *Core) failBatch(p *partition, err error) {
 	b := p.batch
 	p.batch = nil
 	p.producer, p.sequence = wire.ProducerID(c.rand()), 0
-	unknown := b.maybe()
+	unknown := b.maybe() && !c.planted(bugUnknownRefused)
 	var tickets []Ticket
 	for i := range b.items {
 		if b.items[i].Ticket != nil {
@@ -555,7 +565,7 @@ func (c *Core) drop(now Instant, p *partition, match func(*Item) bool, cause err
 				err = b.why()
 			}
 			it.Queue = p.queue.name
-			c.failItem(it, err, b.maybe())
+			c.failItem(it, err, b.maybe() && !c.planted(bugUnknownRefused))
 			b.left--
 		}
 	}

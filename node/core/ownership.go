@@ -389,7 +389,7 @@ func (o *ownership) askLate(id ring.NodeID) {
 		}
 		if g.OK {
 			o.grants[id] = max(o.grants[id], c.leaseOf(asked))
-			if g.Sum != p.digest() {
+			if g.Sum != p.digest() && !c.planted(bugNoCatchUp) {
 				p.pull(id)
 			}
 			o.pump()
@@ -643,7 +643,7 @@ func (c *Core) renewed(from ring.NodeID, set map[wire.PartitionID]wire.Term, r *
 		}
 	}
 	for _, n := range r.News {
-		if p := c.parts[n.Partition]; p != nil && p.own != nil && p.digest() != n.Sum {
+		if p := c.parts[n.Partition]; !c.planted(bugNoCatchUp) && p != nil && p.own != nil && p.digest() != n.Sum {
 			p.pull(from)
 		}
 	}

@@ -52,7 +52,6 @@ const (
 	bugAckByFallbacks bug = "ack-by-fallbacks"
 	bugAckOneRing     bug = "joint-ring-lease-only"
 	bugAckOnOwnDisk   bug = "owner-acks-when-own-disk"
-	bugStaleOwnerAcks bug = "stale-owner-acks"
 
 	bugNoJointRing      bug = "no-joint-ring"
 	bugCountsBeforeCopy bug = "joiner-counts-before-copy"

@@ -157,7 +157,7 @@ func (c *Core) onStoreAcks(req ReqID, m *wire.StoreAcks) {
 // ackCode says whether this replica's copy of acks counts.
 func (p *partition) ackCode(m *wire.StoreAcks) wire.Code {
 	switch {
-	case m.Term != (wire.Term{}) && m.Term.Less(p.promised) && !p.core.planted(bugStaleOwnerAcks):
+	case m.Term != (wire.Term{}) && m.Term.Less(p.promised):
 		return wire.CodeNotOwner
 	case m.Ring < p.core.rings.current.Number() && len(p.sets) > 1 && !p.core.planted(bugAckOneRing):
 		return wire.CodeNotOwner
@@ -209,7 +209,7 @@ func (p *partition) spreadAcks(items []wire.AckItem, term wire.Term, done func(o
 				p.markDone(item)
 			}
 		}
-		answer(c.self, p.home && !p.repairing && (term == wire.Term{} || !term.Less(p.promised) || c.planted(bugStaleOwnerAcks)))
+		answer(c.self, p.home && !p.repairing && (term == wire.Term{} || !term.Less(p.promised)))
 	})
 	m := &wire.StoreAcks{Queue: p.entry.Name, Partition: p.id, Term: term, Ring: c.rings.current.Number(), Catalog: c.catalog.version, Items: items}
 	for _, id := range others {

@@ -160,7 +160,7 @@ func (o *ownership) settle(m *wire.Settle, indices []int, set func(int, wire.Cod
 	}
 	p.spreadAcks(acks, term, func(ok bool, _ []ring.NodeID) {
 		code := wire.CodeNotOwner
-		if ok && (p.own == o && o.valid() && o.term == term || p.core.planted(bugStaleOwnerAcks)) {
+		if ok && p.own == o && o.valid() && o.term == term {
 			code = 0
 		}
 		for _, i := range acked {
