@@ -101,7 +101,7 @@ func (p *partition) preclaim() {
 		p.armClaim() // renewed since
 		return
 	}
-	if p.repairing {
+	if p.repairing || c.planted(bugClaimByGossip) && !p.firstAlive() {
 		p.repairOn()
 		p.claimIn(renewEvery)
 		return
@@ -503,7 +503,7 @@ func (p *partition) yields(from ring.NodeID, m *wire.Claim) bool {
 		o.stepDown()
 		return true
 	}
-	if (int(m.Rank) > p.rank() || p.core.planted(bugNoYield)) && !m.Handover {
+	if int(m.Rank) > p.rank() && !m.Handover {
 		return false
 	}
 	o.abandon()

@@ -261,12 +261,7 @@ func (p *partition) majority(has func(ring.NodeID) bool) bool {
 }
 
 // rank is this node's place among the home replicas; 0 is the best.
-func (p *partition) rank() int {
-	if p.core.planted(bugNoYield) {
-		return 0
-	}
-	return max(0, slices.Index(p.homes(), p.core.self))
-}
+func (p *partition) rank() int { return max(0, slices.Index(p.homes(), p.core.self)) }
 
 func (p *partition) lane(id wire.Lane) *lane {
 	l := p.lanes[id]

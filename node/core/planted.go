@@ -41,7 +41,7 @@ const (
 	bugTermsInMemory   bug = "terms-not-on-disk"
 	bugLiveMajority    bug = "live-majority"
 	bugResetIsDeath    bug = "reset-is-death"
-	bugNoYield         bug = "no-yield"
+	bugClaimByGossip   bug = "claim-by-gossip"
 	bugTermlessRelease bug = "release-without-term"
 	bugTableAlways     bug = "handover-table-always"
 	bugNoResume        bug = "no-resume"
@@ -100,6 +100,16 @@ func (f *feed) byAttempt(x *wire.SettleItem) *delivery {
 		}
 	}
 	return nil
+}
+
+// firstAlive says whether gossip calls no better placed home replica alive.
+func (p *partition) firstAlive() bool {
+	for _, id := range p.homes() {
+		if slices.Contains(p.core.alive, id) || id == p.core.self {
+			return id == p.core.self
+		}
+	}
+	return false
 }
 
 // takeForDead forgets the grants of a holder whose connection is gone.

@@ -44,7 +44,7 @@ func Planted() []PlantedBug {
 		{"terms-not-on-disk", "a promised term is on disk before it is told", []string{"two owners", "P2", "P3", "P4"}, "design 5"},
 		{"live-majority", "a majority is one of all home replicas, not of those that look alive", []string{"two owners", "P3"}, "design 5, review A9"},
 		{"reset-is-death", "a reset connection is no proof of death and shortens no grant", []string{"two owners", "P3", "P4"}, "DESIGN 9"},
-		{"no-yield", "a claimant waits for its rank, and yields to a better placed one", []string{"P2live"}, "design 5, review B15"},
+		{"claim-by-gossip", "any home replica claims when no grant runs; gossip decides nothing", []string{"P2live", "P2"}, "design 3 and 5, review A11"},
 		{"release-without-term", "a release cancels the grant of its own term alone", []string{"two owners", "P3", "P4"}, "design 5, review B1"},
 		{"handover-table-always", "a table that was handed over counts only if no term was promised in between", []string{"P4"}, "design 5, review B1"},
 		{"no-resume", "a new owner takes what consumers say that they hold", []string{"P4"}, "design 5, review A4"},
