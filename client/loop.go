@@ -377,7 +377,7 @@ func (l *loop) dial(ef core.Dial) {
 	l.work.Go(func() {
 		defer stop()
 		defer close(k.ready)
-		conn, err := transport.Dial(ctx, ef.Addr, ef.Hello, k, transport.Options{TLS: l.options.tls, Logger: l.options.logger})
+		conn, err := transport.Dial(ctx, ef.Addr, ef.Hello, k, transport.Options{TLS: l.options.tls, DialContext: l.options.dial, Logger: l.options.logger})
 		if err != nil {
 			l.dialFailed(ef.Addr, err)
 			l.put(posted{event: core.LinkDown{Link: k.id, Err: err}, link: k})

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"time"
 )
 
@@ -11,6 +13,7 @@ type Option func(*options)
 
 type options struct {
 	tls          *tls.Config
+	dial         func(ctx context.Context, network, addr string) (net.Conn, error)
 	logger       *slog.Logger
 	name         string
 	token        string
@@ -35,6 +38,13 @@ func defaults() options {
 
 // TLS makes all connections use TLS. Default: none.
 func TLS(config *tls.Config) Option { return func(o *options) { o.tls = config } }
+
+// DialContext makes the client connect with dial instead of a net.Dialer: through a
+// proxy, or from another network. It is called by many goroutines at once, with "tcp" and
+// host:port; TLS comes on top of what it returns.
+func DialContext(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
+	return func(o *options) { o.dial = dial }
+}
 
 // Logger takes what is worth a line: links lost and found, retries. Default: silent.
 func Logger(l *slog.Logger) Option {

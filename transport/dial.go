@@ -41,7 +41,7 @@ func dial(ctx context.Context, addr string, hello *wire.Hello, h Handler, o Opti
 			return nil, err
 		}
 	}
-	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	nc, err := o.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}

@@ -1,8 +1,10 @@
 package transport
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"time"
 )
 
@@ -14,6 +16,9 @@ type Options struct {
 	// TLSFiles is the same from files that are read again when they change. It wins
 	// over TLS.
 	TLSFiles *TLSFiles
+	// DialContext makes the connections of Dial, as that of a net.Dialer does, which is
+	// the default.
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Logger gets one line when a connection ends by a fault; nil: none.
 	Logger *slog.Logger
 
@@ -64,6 +69,9 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Keepalive, 10*time.Second)
 	setDefault(&o.WriteTimeout, 30*time.Second)
 	setDefault(&o.FlushTimeout, time.Second)
+	if o.DialContext == nil {
+		o.DialContext = (&net.Dialer{}).DialContext
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
