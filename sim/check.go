@@ -47,7 +47,7 @@ type checker struct {
 	handover map[termKey]bool
 
 	idle  bool // no check of P2live: the mesh is not set up yet
-	stats struct{ deliveries, again, acks, confirms, takeovers, dropped int }
+	stats Stats
 	terms map[wire.PartitionID]wire.Term
 }
 
@@ -147,7 +147,7 @@ func (k *checker) sent(q *queue, p wire.PartitionID, m msgKey, body string) {
 
 // confirmed is called when a producer learns that a batch is confirmed; the copies
 // were counted when the node said so.
-func (k *checker) confirmed(p *producer, e *wire.Enqueue, m *wire.Enqueued) { k.stats.confirms++ }
+func (k *checker) confirmed() { k.stats.Confirms++ }
 
 // Requests (P10).
 
@@ -256,7 +256,7 @@ func (k *checker) replied(h *host, r *request, answer wire.Message) {
 					g := groupKey{rc.Group, msgKey{rc.Producer, rc.Sequence + uint64(o-rc.Run.From)}}
 					if k.acked[g] == 0 {
 						k.acked[g] = k.w.now
-						k.stats.acks++
+						k.stats.Acks++
 					}
 				}
 			}
@@ -356,9 +356,9 @@ func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o w
 	now := k.w.now
 	relayed := r.Term.Node != h.id
 	if !relayed {
-		k.stats.deliveries++
+		k.stats.Deliveries++
 		if d.Cause != wire.CauseNone {
-			k.stats.again++
+			k.stats.Again++
 		}
 		s := k.messages[m]
 		if s == nil || s.partition != r.Partition {
@@ -443,7 +443,7 @@ func (k *checker) got(c *consumer, h *holding, stale bool) {
 		return
 	}
 	if stale {
-		k.stats.dropped++
+		k.stats.Dropped++
 		k.remove(c, h)
 	}
 }
@@ -522,7 +522,7 @@ func (k *checker) stepped(h *host) {
 		}
 		if k.terms[o.Partition] != o.Term {
 			k.terms[o.Partition] = o.Term
-			k.stats.takeovers++
+			k.stats.Takeovers++
 		}
 		m[h.index] = ownership{o.Term, until, h.life}
 	}
@@ -584,12 +584,14 @@ func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
 	}
 	var up []*host
 	for _, id := range ids {
-		if h := k.w.node(id); h != nil && h.running && !h.paused && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.w.disks.stallBy <= second {
+		if h := k.w.node(id); h != nil && h.running && !h.paused && h.slow == 0 && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.w.disks.stallBy <= second {
 			up = append(up, h)
 		}
 	}
-	if k.w.net.late > 0 && k.w.net.lateBy > second {
-		return false
+	for _, l := range k.w.net.late {
+		if l.by > second {
+			return false
+		}
 	}
 	for _, a := range up { // a clique around a: all that a can reach, pairwise
 		clique := []*host{a}
@@ -615,7 +617,7 @@ func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
 
 func (k *checker) good(a, b *host) bool {
 	for _, l := range []*link{k.w.link(a, b), k.w.link(b, a)} {
-		if l.cut > 0 || l.slow > 50*millisecond {
+		if l.cut > 0 || l.slow > 50*millisecond || len(l.loss)+len(l.corrupt)+len(l.rates) > 0 {
 			return false
 		}
 	}

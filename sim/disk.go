@@ -1,56 +1,87 @@
 package sim
 
 import (
-	"bytes"
-	"cmp"
+	"encoding/binary"
 	"slices"
-	"sort"
 
 	"github.com/meshq/meshq/node/core"
 	"github.com/meshq/meshq/transport/wire"
 )
 
+// diskModel is how long disks take, in nanoseconds.
 type diskModel struct {
 	sync, jitter int64 // fsync: minimum, and mean of the exponential part
 	stall        int   // one fsync in so many takes up to stallBy; 0: none
 	stallBy      int64
-	read         int64
+	read         int64 // minimum of a read, and mean of the exponential part
+	// interval: commits are confirmed when they are written; fsyncs follow each 100 ms.
+	interval bool
 }
 
-// disk is the model of a store: it executes ops, keeps what was synced, and
-// forgets the rest in a crash, but for a group that happened to be complete.
+const (
+	writeTime    = 40 * microsecond // of a group that is not fsynced
+	syncInterval = 100 * millisecond
+	// endAfterError is the longest time in which a process whose fsync failed still runs.
+	endAfterError = 20 * millisecond
+	// scrubAfter is the longest time after a boot in which the scrubber finds a damaged record.
+	scrubAfter = second
+	// fullAfter is the longest time after which a node knows that its disk is full, or not.
+	fullAfter = 200 * millisecond
+)
+
+// disk is the model of a store on a machine: it executes ops in groups, keeps what it
+// must, and says at boot what it knows to be missing.
 type disk struct {
-	h         *host
-	records   map[string][]byte
-	lanes     map[diskLane][]diskBatch // by base
-	commit    uint64
-	log       []diskGroup // all groups that were synced since the disk was new
+	h *host
+	contents
+	base    contents    // what was there when log began
+	log     []diskGroup // all groups that were confirmed since
+	synced  int         // how many of them are fsynced
+	commit  uint64      // number of the last group that is there
+	highest uint64      // number of any group that it has heard of; the next is above
+	boot    uint64      // number of the last boot; on disk before the node runs
+	marks   []diskMark  // where the boots were, for copies of it
+	segment int         // that is written; counts the boots of this machine
+
+	damaged bool // it knows that it lost something, and nothing was committed since it said so
+	where   []wire.PartitionID
+	old     bool // it was set back to a copy
+	hurt    bool // it lost something that was confirmed
+
 	queued    []core.Persist
 	syncing   []core.Persist
-	syncs     uint64 // counts for luck
-	damaged   bool   // it knows that it lost something
+	syncs     uint64 // counts for luck, over all lives of the machine
 	reads     uint64
+	wounds    uint64
 	repaired  int
 	stallNext int64 // extra time of the next fsync
+	slow      int64 // extra time of each fsync
+	slowReads int64 // extra time of each read
+	full      bool  // no room for enqueues
+	held      bool  // nor for any batch: commits wait
+	failNext  bool  // the next fsync fails
+	failed    bool  // nothing is written any more
+	ticking   bool
 }
 
-type diskLane struct {
-	partition wire.PartitionID
-	lane      wire.Lane
-}
-
-type diskBatch struct {
-	wire.Batch
-	bad bool
-}
-
-type diskGroup struct {
-	commit uint64
-	ops    []wire.Op
+// diskMark is a boot: copies that were made before the next one are of that boot.
+type diskMark struct {
+	at     int64
+	boot   uint64
+	groups int // of log
 }
 
 func newDisk(h *host) *disk {
-	return &disk{h: h, records: map[string][]byte{}, lanes: map[diskLane][]diskBatch{}}
+	return &disk{h: h, contents: newContents(), base: newContents()}
+}
+
+// countBoot counts a boot, durably, and gives its number.
+func (d *disk) countBoot() uint64 {
+	d.boot++
+	d.segment++
+	d.marks = append(d.marks, diskMark{d.h.w.now, d.boot, len(d.log)})
+	d.failed, d.failNext, d.ticking = false, false, false
+	return d.boot
 }
 
 func (d *disk) persist(p core.Persist) {
@@ -60,29 +91,35 @@ func (d *disk) persist(p core.Persist) {
 	}
 }
 
-// sync takes the slot and drains the queue: all that waits is one group.
+// sync takes the slot and drains the queue: all that waits is one group. Without room for
+// batches what has none may go on, as far as nothing waits before it.
 func (d *disk) sync() {
 	w := d.h.w
-	d.syncing, d.queued = d.queued, nil
-	d.syncs++
-	t := w.disks.sync + exponential(w.luck(luckSync, d.h.key, 0, d.syncs), w.disks.jitter)
-	if w.disks.stall > 0 && w.luck(luckSync, d.h.key, 1, d.syncs)%uint64(w.disks.stall) == 0 {
-		t += between(w.luck(luckSync, d.h.key, 2, d.syncs), 20*millisecond, w.disks.stallBy)
+	n := len(d.queued)
+	if d.held {
+		if i := slices.IndexFunc(d.queued, hasBatch); i >= 0 {
+			n = i
+		}
 	}
-	t += d.stallNext
-	d.stallNext = 0
+	if n == 0 || d.failed {
+		return
+	}
+	d.syncing, d.queued = slices.Clone(d.queued[:n]), slices.Clone(d.queued[n:])
+	d.syncs++
 	life := d.h.life
-	w.after(t, func() {
+	w.after(d.syncTime(), func() {
 		if d.h.life != life {
+			return
+		}
+		if d.failNext {
+			d.fail()
 			return
 		}
 		done := d.syncing
 		d.syncing = nil
 		d.complete(done)
 		commit := d.commit
-		if len(d.queued) > 0 {
-			d.sync()
-		}
+		d.sync()
 		for _, p := range done {
 			if p.Token != 0 {
 				d.h.give(life, core.Persisted{Token: p.Token, Commit: commit})
@@ -91,144 +128,249 @@ func (d *disk) sync() {
 	})
 }
 
-// complete makes a group durable.
+func hasBatch(p core.Persist) bool {
+	return slices.ContainsFunc(p.Ops, func(op wire.Op) bool { return op.Kind == wire.OpBatch })
+}
+
+func (d *disk) syncTime() int64 {
+	w := d.h.w
+	t := w.disks.sync + exponential(w.luck(luckSync, d.h.key, 0, d.syncs), w.disks.jitter)
+	if w.disks.stall > 0 && w.luck(luckSync, d.h.key, 1, d.syncs)%uint64(w.disks.stall) == 0 {
+		t += between(w.luck(luckSync, d.h.key, 2, d.syncs), 20*millisecond, w.disks.stallBy)
+	}
+	t += d.slow + d.stallNext
+	d.stallNext = 0
+	if w.disks.interval && t < 20*millisecond {
+		t = writeTime // the fsync is not waited for
+	}
+	return t
+}
+
+// complete makes a group one that is confirmed.
 func (d *disk) complete(group []core.Persist) {
-	d.commit++
-	g := diskGroup{commit: d.commit}
+	w := d.h.w
+	d.highest++
+	d.commit = d.highest
+	d.damaged, d.where = false, nil // who must act on it knows
+	g := diskGroup{commit: d.commit, segment: d.segment, at: w.now}
 	for _, p := range group {
 		g.ops = append(g.ops, p.Ops...)
 	}
 	d.log = append(d.log, g)
 	for i := range g.ops {
-		d.apply(&g.ops[i], true)
+		d.apply(&g.ops[i])
 	}
-	d.h.w.hashIn(6, d.h.key, d.commit, uint64(len(g.ops)))
+	if w.disks.interval {
+		d.syncLater()
+	} else {
+		d.synced = len(d.log)
+	}
+	w.hashIn(6, d.h.key, d.commit, uint64(len(g.ops)))
 }
 
-func (d *disk) apply(op *wire.Op, first bool) {
-	w := d.h.w
-	switch op.Kind {
-	case wire.OpPut:
-		d.records[string(op.Key)] = op.Value
-	case wire.OpDelete:
-		delete(d.records, string(op.Key))
-	case wire.OpDeleteRange:
-		for k := range d.records {
-			if len(k) >= len(op.Key) && k[:len(op.Key)] == string(op.Key) {
-				delete(d.records, k)
-			}
+// syncLater is the fsync of sync: interval.
+func (d *disk) syncLater() {
+	if d.ticking {
+		return
+	}
+	d.ticking = true
+	life, w := d.h.life, d.h.w
+	w.after(syncInterval, func() {
+		if d.h.life != life {
+			return
 		}
-	case wire.OpBatch:
-		k := diskLane{op.Batch.Partition, op.Batch.Lane}
-		l := d.lanes[k]
-		i := sort.Search(len(l), func(i int) bool { return l[i].Base >= op.Batch.Base })
-		if i < len(l) && l[i].Base == op.Batch.Base {
-			if !l[i].bad {
-				if l[i].Checksum != op.Batch.Checksum || l[i].Count != op.Batch.Count || l[i].Producer != op.Batch.Producer || l[i].Sequence != op.Batch.Sequence {
-					w.fail("P9", key(&op.Batch, 0), "%s overwrites %s with other bytes", d.h.name, w.names.batch(&op.Batch))
-				}
+		n := len(d.log)
+		w.after(w.disks.sync+d.slow, func() {
+			if d.h.life != life {
 				return
 			}
-			d.repaired++
-			l[i] = diskBatch{Batch: op.Batch}
-		} else {
-			d.lanes[k] = slices.Insert(l, i, diskBatch{Batch: op.Batch})
-		}
-		w.check.holds(d.h, &op.Batch)
-		if first && w.tracing {
-			w.tracef("%s synced %s", d.h.name, w.names.batch(&op.Batch))
-		}
-	case wire.OpFree:
-		k := diskLane{op.Partition, op.Lane}
-		if w.luck(luckDisk, d.h.key, uint64(op.Run.From), op.Lane.Epoch)%3 == 0 {
-			return // the segment still has life: the body stays a while
-		}
-		d.lanes[k] = slices.DeleteFunc(d.lanes[k], func(b diskBatch) bool {
-			r := b.Run()
-			return op.Run.From <= r.From && r.To <= op.Run.To
+			if d.ticking = false; d.failNext {
+				d.fail()
+				return
+			}
+			if d.synced = n; len(d.log) > n {
+				d.syncLater()
+			}
 		})
-		if len(d.lanes[k]) == 0 {
-			delete(d.lanes, k)
-		}
-	}
+	})
 }
 
-// crash keeps what was synced; of the group under way all or nothing.
-func (d *disk) crash() {
+func (d *disk) apply(op *wire.Op) {
 	w := d.h.w
-	if d.syncing != nil && w.luck(luckCrash, d.h.key, d.syncs, 0)%2 == 0 {
-		d.complete(d.syncing)
+	what := d.write(op, d.segment)
+	if op.Kind != wire.OpBatch || what == held {
+		return
 	}
-	d.syncing, d.queued = nil, nil
+	switch what {
+	case clashes:
+		w.fail("P9", key(&op.Batch, 0), "%s overwrites %s with other bytes", d.h.name, w.names.batch(&op.Batch))
+		return
+	case mended:
+		d.repaired++
+	}
+	w.check.holds(d.h, &op.Batch)
+	if w.tracing {
+		w.tracef("%s synced %s", d.h.name, w.names.batch(&op.Batch))
+	}
 }
 
-// rollBack loses the last synced groups, all but n.
-func (d *disk) rollBack(n int) {
-	log := d.log[:min(n, len(d.log))]
-	d.records, d.lanes, d.commit, d.log = map[string][]byte{}, map[diskLane][]diskBatch{}, 0, nil
-	d.h.w.check.forgets(d.h)
-	for _, g := range log {
-		for i := range g.ops {
-			d.apply(&g.ops[i], false)
-		}
-		d.commit = g.commit
+// fail is a failed fsync: nothing is confirmed any more, and the process ends within
+// some milliseconds. What the kernel did with the group under way nobody knows.
+func (d *disk) fail() {
+	d.failNext, d.failed = false, true
+	life, w := d.h.life, d.h.w
+	if w.tracing {
+		w.tracef("%s fsync failed", d.h.name)
 	}
-	d.log = slices.Clip(slices.Clone(log))
+	w.after(between(w.luck(luckDisk, d.h.key, 20, d.syncs), 0, endAfterError), func() {
+		if d.h.life == life {
+			d.h.crash()
+		}
+	})
 }
+
+// crash is SIGKILL.
+func (d *disk) crash() { d.end(killed, 0) }
+
+// end leaves on the disk what one of the survivors has.
+func (d *disk) end(e demise, lose int) {
+	w := d.h.w
+	at := ended{synced: d.synced, confirmed: len(d.log), written: len(d.log), interval: w.disks.interval}
+	under := d.syncing
+	d.syncing, d.queued = nil, nil
+	if under != nil {
+		at.written++
+	}
+	list := survivors(e, at, d.log, lose)
+	s := list[w.luck(luckCrash, d.h.key, uint64(e), d.syncs)%uint64(len(list))]
+	if under != nil && max(s.records, s.batches) > at.confirmed {
+		d.complete(under)
+	}
+	if s.told {
+		d.damaged = true
+	}
+	if min(s.records, s.batches) < len(d.log) {
+		d.keep(s.records, s.batches, s.told)
+	}
+	d.synced = len(d.log)
+}
+
+// keep loses all records but those of so many groups of the log, and all batches but
+// those of so many.
+func (d *disk) keep(records, batches int, told bool) {
+	k := d.h.w.check
+	d.contents = replay(&d.base, d.log, records, batches)
+	d.log = slices.Clip(slices.Clone(d.log[:max(records, batches)]))
+	if n := len(d.log); n > 0 {
+		d.commit = d.log[n-1].commit
+	} else {
+		d.commit = 0
+	}
+	if !told {
+		d.highest = d.commit
+	}
+	if records != batches {
+		d.rebase() // the log no longer says what is there
+	}
+	d.synced = len(d.log)
+	d.wound()
+	k.forgets(d.h)
+	d.eachHeld(func(b *wire.Batch) { k.holds(d.h, b) })
+}
+
+// eachHeld calls f for what the checkers take for held: all that is there, and all
+// that was freed since the log began.
+func (d *disk) eachHeld(f func(*wire.Batch)) {
+	for _, k := range d.base.laneKeys() {
+		for i := range d.base.lanes[k] {
+			if b := &d.base.lanes[k][i]; !b.bad {
+				f(&b.Batch)
+			}
+		}
+	}
+	for _, g := range d.log {
+		for i := range g.ops {
+			if g.ops[i].Kind == wire.OpBatch {
+				f(&g.ops[i].Batch)
+			}
+		}
+	}
+}
+
+// rebase begins the log anew: older copies of the disk are no more.
+func (d *disk) rebase() {
+	d.base, d.log, d.synced = d.contents.clone(), nil, 0
+	d.marks = []diskMark{{d.h.w.now, d.boot, 0}}
+}
+
+// wound notes that something is lost that was confirmed.
+func (d *disk) wound() {
+	d.hurt = true
+	d.wounds++
+}
+
+// rollBack loses the last synced groups, all but n, without a word.
+func (d *disk) rollBack(n int) { d.keep(min(n, len(d.log)), min(n, len(d.log)), false) }
 
 // recover is what the store gives at boot.
 func (d *disk) recover() core.Recovered {
 	w := d.h.w
-	r := core.Recovered{Commit: d.commit, DamagedAll: d.damaged}
-	d.damaged = false
+	d.reopen(func(k diskLane, b *diskBatch) bool {
+		return w.luck(luckDisk, d.h.key, uint64(b.Base), k.lane.Epoch)%3 == 0 // its segment still has life
+	})
+	r := core.Recovered{Commit: d.commit, DamagedAll: d.damaged, Damaged: slices.Clone(d.where)}
 	for _, k := range d.keys() {
-		if k[0] != 'r' {
-			r.Records = append(r.Records, wire.StoredRecord{Key: []byte(k), Value: bytes.Clone(d.records[k])})
+		if !d.rotten[k] || core.LazyPrefix[0] == k[0] {
+			continue
+		}
+		if p := recordPartition(k); p == 0 {
+			r.DamagedAll = true
+		} else if !slices.Contains(r.Damaged, p) {
+			r.Damaged = append(r.Damaged, p)
 		}
 	}
-	for _, k := range d.laneKeys() {
-		var last *wire.BatchRef
-		for _, b := range d.lanes[k] {
-			if last != nil && last.Base+wire.Offset(last.Count) == b.Base && last.Producer == b.Producer && last.Sequence+last.Count == b.Sequence &&
-				w.luck(luckDisk, d.h.key, uint64(b.Base), b.Lane.Epoch)%2 == 0 {
-				last.Count += uint64(b.Count)
-				last.Stamp = b.Stamp
-				continue
-			}
-			r.Refs = append(r.Refs, wire.BatchRef{
-				Partition: b.Partition, Lane: b.Lane, Base: b.Base, Count: uint64(b.Count),
-				Producer: b.Producer, Sequence: b.Sequence, Stamp: b.Stamp,
-			})
-			last = &r.Refs[len(r.Refs)-1]
-		}
-	}
+	slices.Sort(r.Damaged)
+	d.damaged, d.where = r.DamagedAll, slices.Clone(r.Damaged)
+	r.Records = d.loaded()
+	r.Refs = d.refs(func(b *diskBatch) bool {
+		return w.luck(luckDisk, d.h.key, uint64(b.Base), b.Lane.Epoch)%2 == 0
+	})
 	return r
 }
 
-func (d *disk) keys() []string {
-	keys := make([]string, 0, len(d.records))
-	for k := range d.records {
-		keys = append(keys, k)
+// recordPartition is what the store takes for the partition of a record: the 8 bytes
+// after the first. 0: it has none.
+func recordPartition(k string) wire.PartitionID {
+	if len(k) < 9 {
+		return 0
 	}
-	slices.Sort(keys)
-	return keys
+	return wire.PartitionID(binary.BigEndian.Uint64([]byte(k[1:9])))
 }
 
-func (d *disk) laneKeys() []diskLane {
-	var keys []diskLane
-	for k := range d.lanes {
-		keys = append(keys, k)
+// began tells a node that has booted what its shell finds out soon after.
+func (d *disk) began() {
+	w, life := d.h.w, d.h.life
+	if d.full {
+		w.after(between(w.luck(luckDisk, d.h.key, 21, d.boot), 0, fullAfter), func() {
+			d.h.give(life, core.Disk{Full: d.full})
+		})
 	}
-	slices.SortFunc(keys, func(a, b diskLane) int {
-		return cmp.Or(cmp.Compare(a.partition, b.partition), a.lane.Compare(b.lane))
-	})
-	return keys
+	for i, k := range d.keys() {
+		if !d.rotten[k] {
+			continue
+		}
+		w.after(between(w.luck(luckDisk, d.h.key, 22, uint64(i)), millisecond, scrubAfter), func() {
+			if d.rotten[k] {
+				d.h.give(life, core.Damage{Partition: recordPartition(k)})
+			}
+		})
+	}
 }
 
 func (d *disk) readTime() int64 {
 	d.reads++
 	w := d.h.w
-	return w.disks.read + exponential(w.luck(luckRead, d.h.key, 0, d.reads), w.disks.read)
+	return w.disks.read + exponential(w.luck(luckRead, d.h.key, 0, d.reads), w.disks.read) + d.slowReads
 }
 
 func (d *disk) readLater(e core.Read) {
@@ -238,21 +380,7 @@ func (d *disk) readLater(e core.Read) {
 			return
 		}
 		done := core.ReadDone{Token: e.Token}
-		size := 0
-		for _, b := range d.lanes[diskLane{e.Partition, e.Lane}] {
-			if len(e.Runs.Overlap(b.Run())) == 0 {
-				continue
-			}
-			if b.bad {
-				done.Damaged.Add(b.Run())
-				continue
-			}
-			if size > 0 && size+b.Size() > e.MaxBytes {
-				break
-			}
-			size += b.Size()
-			done.Batches = append(done.Batches, b.Batch)
-		}
+		done.Batches, done.Damaged = d.read(diskLane{e.Partition, e.Lane}, e.Runs, e.MaxBytes)
 		d.h.give(life, done)
 	})
 }
@@ -264,37 +392,11 @@ func (d *disk) scanLater(e core.Scan) {
 			return
 		}
 		done := core.ScanDone{Token: e.Token}
-		for _, k := range d.keys() {
-			if !bytes.HasPrefix([]byte(k), e.Prefix) || e.After != nil && k <= string(e.After) {
-				continue
-			}
-			if len(done.Records) == e.Limit {
-				done.More = true
-				break
-			}
-			done.Records = append(done.Records, wire.StoredRecord{Key: []byte(k), Value: bytes.Clone(d.records[k])})
+		var rotten []string
+		done.Records, done.More, rotten = d.scan(e.Prefix, e.After, e.Limit)
+		for _, k := range rotten {
+			d.h.give(life, core.Damage{Partition: recordPartition(k)})
 		}
 		d.h.give(life, done)
 	})
-}
-
-// damage flips a byte of some batch, chosen by coin, and tells whether there was one.
-// A scrubber that finds it at once tells the core; otherwise the next read does.
-func (d *disk) damage(coin uint64, scrub bool) bool {
-	keys := d.laneKeys()
-	if len(keys) == 0 {
-		return false
-	}
-	k := keys[coin%uint64(len(keys))]
-	l := d.lanes[k]
-	b := &l[coin/7%uint64(len(l))]
-	b.bad = true
-	d.h.w.check.lost(d.h, &b.Batch)
-	if d.h.w.tracing {
-		d.h.w.tracef("%s damaged %s", d.h.name, d.h.w.names.batch(&b.Batch))
-	}
-	if scrub {
-		d.h.step(core.Damage{Partition: k.partition, Lane: k.lane, Runs: wire.Runs{b.Run()}})
-	}
-	return true
 }

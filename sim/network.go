@@ -1,14 +1,21 @@
 package sim
 
 import (
+	"slices"
+
 	"github.com/meshq/meshq/node/core"
+	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
 )
 
 // link is one direction between two hosts.
 type link struct {
-	cut     int   // how many faults hold it cut
-	slow    int64 // extra latency
+	cut     int       // how many faults hold it cut
+	slow    int64     // extra latency
+	loss    []float64 // shares of packets that are lost and sent again
+	corrupt []float64 // shares of packets that are damaged
+	rates   []int64   // bytes a second; the lowest counts
+	busy    int64     // until then what was written before is still on its way out
 	packets uint64
 	dials   uint64
 	key     uint64 // of its luck
@@ -42,6 +49,7 @@ type frame struct {
 	number  uint64
 	msg     wire.Message
 	arrives int64
+	damaged bool // its checksum will not fit
 }
 
 // conn is one connection. Direction 0 goes from the side that opened it.
@@ -52,8 +60,9 @@ type conn struct {
 	from, to *host
 	life     [2]int // of both sides when it was made
 	id       core.ConnID
-	up       [2]bool // that side takes it for open
-	dead     bool    // nothing arrives any more
+	peer     ring.NodeID // of to, then
+	up       [2]bool     // that side takes it for open
+	dead     bool        // nothing arrives any more
 	frames   [2][]frame
 	pumpAt   [2]int64
 	wrote    [2]int64 // when the last frame is written
@@ -78,7 +87,62 @@ func (w *world) writeTime(c *conn, dir int) int64 {
 	if l.slow > 0 {
 		t += between(w.luck(luckWrite, c.luck, uint64(dir), l.packets), 0, l.slow/4)
 	}
+	if rate := l.rate(); rate > 0 { // the buffers of both kernels take what is not on its way out yet
+		t = max(t, l.busy-socketBuffer*second/rate)
+	}
 	return max(t, c.wrote[dir])
+}
+
+// Of TCP.
+const (
+	socketBuffer    = 64 << 10 // bytes
+	packetBytes     = 1400
+	retransmitAfter = 200 * millisecond // doubles each time
+)
+
+// rate is the bytes a second that pass; 0: as many as there are.
+func (l *link) rate() int64 {
+	if len(l.rates) == 0 {
+		return 0
+	}
+	return slices.Min(l.rates)
+}
+
+// share is what remains of independent shares that are taken away one after another.
+func share(of []float64) float64 {
+	left := 1.0
+	for _, s := range of {
+		left *= 1 - s
+	}
+	return 1 - left
+}
+
+// underway is how long size bytes that are written now are on their way.
+func (w *world) underway(l *link, size int, write int64) int64 {
+	d := w.net.latency + exponential(w.luck(luckLatency, l.key, 0, l.packets), w.net.jitter)
+	if l.slow > 0 {
+		d += between(w.luck(luckLatency, l.key, 1, l.packets), l.slow/2, l.slow)
+	}
+	for _, late := range w.net.late {
+		if coin := w.luck(luckLatency, mix(l.key, late.key), 2, l.packets); coin%uint64(late.oneIn) == 0 {
+			d += between(mix(coin, 1), min(5*millisecond, late.by/2), late.by)
+		}
+	}
+	if p := share(l.loss); p > 0 {
+		for i := range uint64(size/packetBytes + 1) { // the frame is there when its last packet is
+			wait, again := int64(0), int64(retransmitAfter)
+			for n := uint64(0); n < 6 && unit(w.luck(luckTCP, mix(l.key, i), n, l.packets)) < p; n++ {
+				wait += again
+				again *= 2
+			}
+			d = max(d, w.net.latency+wait)
+		}
+	}
+	if rate := l.rate(); rate > 0 {
+		l.busy = max(l.busy, write) + int64(size)*second/rate
+		d += l.busy - write
+	}
+	return d
 }
 
 // send writes a frame. What arrives is an encoded and decoded copy.
@@ -88,14 +152,13 @@ func (w *world) send(c *conn, dir int, f frame) {
 	write := w.writeTime(c, dir)
 	c.wrote[dir] = write
 	l.packets++
-	d := w.net.latency + exponential(w.luck(luckLatency, l.key, 0, l.packets), w.net.jitter)
-	if l.slow > 0 {
-		d += between(w.luck(luckLatency, l.key, 1, l.packets), l.slow/2, l.slow)
+	copied, size := w.copied(f.msg)
+	f.arrives = max(write+w.underway(l, size, write), c.last[dir])
+	if p := share(l.corrupt); p > 0 {
+		for i := range uint64(size/packetBytes + 1) {
+			f.damaged = f.damaged || unit(w.luck(luckTCP, mix(l.key, i), 7, l.packets)) < p
+		}
 	}
-	if w.net.late > 0 && w.luck(luckLatency, l.key, 2, l.packets)%uint64(w.net.late) == 0 {
-		d += between(w.luck(luckLatency, l.key, 3, l.packets), 5*millisecond, w.net.lateBy)
-	}
-	f.arrives = max(write+d, c.last[dir])
 	c.last[dir] = f.arrives
 	if w.tracing {
 		note := ""
@@ -110,7 +173,7 @@ func (w *world) send(c *conn, dir int, f frame) {
 	if c.dead {
 		return
 	}
-	f.msg = w.copied(f.msg)
+	f.msg = copied
 	c.frames[dir] = append(c.frames[dir], f)
 	if len(c.frames[dir]) == 1 {
 		w.pump(c, dir, f.arrives)
@@ -145,6 +208,13 @@ func (w *world) pump(c *conn, dir int, t int64) {
 
 func (w *world) arrive(c *conn, dir int, f frame) {
 	to := c.side(1 - dir)
+	if f.damaged { // who gets it ends the connection
+		if w.tracing {
+			w.tracef("%s gets a damaged frame from %s", to.name, c.side(dir).name)
+		}
+		w.lose(c, nil)
+		return
+	}
 	if !c.up[1-dir] || to.life != c.life[1-dir] {
 		return
 	}
@@ -270,11 +340,11 @@ func (h *host) dial(to *host) {
 			fail(w.net.keepalive + between(w.luck(luckDial, luck, 1, 0), 0, second))
 			return
 		}
-		if !to.running || to.id != peer || to.core.Mesh() == 0 || h.client == nil && h.core.Mesh() != 0 && h.core.Mesh() != to.core.Mesh() {
+		if !to.running || to.id != peer || to.core.Mesh() == 0 || h.client == nil && (h.core.Mesh() != 0 && h.core.Mesh() != to.core.Mesh() || to.turnsAway(h)) {
 			fail(trip)
 			return
 		}
-		c := &conn{w: w, number: number, luck: luck, from: h, to: to, life: [2]int{h.life, to.life}, pumpAt: [2]int64{-1, -1}, calls: map[uint64]func(wire.Message){}}
+		c := &conn{w: w, number: number, luck: luck, peer: peer, from: h, to: to, life: [2]int{h.life, to.life}, pumpAt: [2]int64{-1, -1}, calls: map[uint64]func(wire.Message){}}
 		to.lastConn++
 		c.id = to.lastConn
 		c.up[1] = true
@@ -301,12 +371,13 @@ func (h *host) dial(to *host) {
 				h.now(func() { h.client.opened(c) })
 				return
 			}
-			h.give(life, core.PeerUp{Node: peer, Hello: w.copied(hello).(*wire.Hello)})
+			said, _ := w.copied(hello)
+			h.give(life, core.PeerUp{Node: peer, Hello: said.(*wire.Hello)})
 		})
 	})
 }
 
-func (h *host) lostDial(life int, to *host, peer any) {
+func (h *host) lostDial(life int, to *host, peer ring.NodeID) {
 	if h.life != life {
 		return
 	}
@@ -314,7 +385,7 @@ func (h *host) lostDial(life int, to *host, peer any) {
 		h.now(func() { h.client.closed(to) })
 		return
 	}
-	h.give(life, core.PeerDown{Node: to.id})
+	h.give(life, core.PeerDown{Node: peer})
 	h.redial(to)
 }
 
@@ -377,7 +448,7 @@ func (w *world) closeSide(c *conn, i int) {
 		h.now(func() { h.lostConn(c) })
 		return
 	}
-	h.step(core.PeerDown{Node: c.to.id})
+	h.step(core.PeerDown{Node: c.peer})
 	h.redial(c.to)
 }
 
@@ -449,6 +520,25 @@ func (w *world) breakConns(a, b *host) {
 	for _, c := range a.connections() {
 		if c.from == b || c.to == b {
 			w.lose(c, nil)
+		}
+	}
+}
+
+// halfOpen loses the connections between a and b: a knows at once, b when its keepalive
+// gives them up.
+func (w *world) halfOpen(a, b *host) {
+	for _, c := range a.connections() {
+		if c.from != b && c.to != b || c.dead {
+			continue
+		}
+		c.dead = true
+		c.frames = [2][]frame{}
+		for i := range 2 {
+			if c.side(i) == a {
+				w.closeSide(c, i)
+			} else {
+				w.after(w.net.keepalive+between(w.luck(luckClose, c.luck, uint64(i), 4), 0, w.net.keepalive), func() { w.closeSide(c, i) })
+			}
 		}
 	}
 }

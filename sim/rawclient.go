@@ -1,9 +1,9 @@
 package sim
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
@@ -161,8 +161,10 @@ type producer struct {
 	partition wire.PartitionID
 	think     int64 // mean time between a confirm and the next batch
 	most      int   // messages of a batch, at most
+	bytes     int   // of a body, at most; 0: no more than its name
 	until     int64 // no new batch after that
-	left      int   // batches it may still send
+	left      int   // messages it may still send
+	hurry     int   // it thinks that many times as fast
 	timeout   uint32
 
 	next    uint64 // sequence
@@ -174,23 +176,70 @@ type producer struct {
 	target  *host
 	coins   uint64
 	owner   ring.NodeID
-	done    bool // nothing under way and nothing to come
+	lives   int
+	name    string // of this life
+	done    bool   // nothing under way and nothing to come
 }
 
 func (w *world) newProducer(name string, q *queue, p wire.PartitionID) *producer {
-	pr := &producer{w: w, q: q, partition: p, most: 4, think: 20 * millisecond, timeout: 2000, left: 1 << 30}
+	pr := &producer{w: w, q: q, partition: p, most: 4, think: 20 * millisecond, timeout: 2000, left: 1 << 30, hurry: 1}
 	pr.h = w.addClient(name, pr)
-	pr.id = wire.ProducerID(w.luck(luckClient, pr.h.key, 0, 0))
-	w.names.producers[pr.id] = name
+	pr.mint()
 	return pr
 }
+
+// mint makes the producer another one: what an earlier one sent is not its own.
+func (p *producer) mint() {
+	p.lives++
+	p.id = wire.ProducerID(p.w.luck(luckClient, p.h.key, 0, uint64(p.lives)))
+	p.name = p.h.name
+	if p.lives > 1 {
+		p.name = fmt.Sprintf("%s.%d", p.h.name, p.lives)
+	}
+	p.w.names.producers[p.id] = p.name
+	p.next, p.after, p.afterAt, p.batch, p.place, p.owner, p.target = 0, wire.Lane{}, 0, nil, 0, 0, nil
+	p.try++
+}
+
+func (p *producer) machine() *host { return p.h }
+
+// stuck is the batch that it cannot get confirmed.
+func (p *producer) stuck() (about msgKey, what string) {
+	if p.done || p.batch == nil {
+		return msgKey{}, ""
+	}
+	return keyOf(p.batch), p.w.describe(p.batch)
+}
+
+func (p *producer) through() bool { return p.done }
+
+func (p *producer) settle() {}
+
+// rush lets it think that many times as fast for d.
+func (p *producer) rush(times int, d int64) {
+	p.hurry *= times
+	p.w.after(d, func() { p.hurry /= times })
+}
+
+// kill is the end of its process; another producer takes its place.
+func (p *producer) kill(back int64) {
+	p.h.end()
+	p.mint()
+	p.h.later(back, p.again)
+}
+
+func (p *producer) again() { p.h.later(exponential(p.coin(), p.think/int64(p.hurry)), p.send) }
 
 func (p *producer) coin() uint64 {
 	p.coins++
 	return p.w.luck(luckClient, p.h.key, 1, p.coins)
 }
 
-func (p *producer) start() { p.w.after(exponential(p.coin(), p.think), p.send) }
+// start sends new messages until then, in the world's time.
+func (p *producer) start(until int64) {
+	p.until = until
+	p.again()
+}
 
 // send makes the next batch.
 func (p *producer) send() {
@@ -198,14 +247,17 @@ func (p *producer) send() {
 		p.done = true
 		return
 	}
-	p.left--
-	n := int(between(p.coin(), 1, int64(p.most)+1))
+	n := min(p.left, int(between(p.coin(), 1, int64(p.most)+1)))
+	p.left -= n
 	e := &wire.Enqueue{
 		Partition: p.partition, Queue: p.q.entry.Name, Catalog: p.q.catalog, Producer: p.id, Sequence: p.next,
 		AfterLane: p.after, AfterOffset: p.afterAt, Count: uint32(n), Timeout: p.timeout,
 	}
 	for i := range n {
-		body := fmt.Sprintf("%s-%d", p.h.name, p.next+uint64(i))
+		body := fmt.Sprintf("%s-%d", p.name, p.next+uint64(i))
+		if more := p.bytes - len(body); more > 0 {
+			body += strings.Repeat(".", int(p.coin()%uint64(more+1)))
+		}
 		e.Records = wire.AppendRecord(e.Records, &wire.Record{Body: []byte(body)})
 		p.w.check.sent(p.q, p.partition, msgKey{p.id, p.next + uint64(i)}, body)
 	}
@@ -233,7 +285,7 @@ func (p *producer) attempt(to *host) {
 	p.try++
 	try := p.try
 	p.target = to
-	p.w.after(250*millisecond, func() { // silence
+	p.h.later(250*millisecond, func() { // silence
 		if p.try == try && p.batch != nil {
 			p.moveOn(0)
 		}
@@ -267,7 +319,7 @@ func (p *producer) moveOn(wait int64) {
 	if n := len(p.w.preference(p.partition)); n > 0 && p.place%n == 0 {
 		wait += between(p.coin(), 50*millisecond, 400*millisecond)
 	}
-	p.w.after(wait, func() {
+	p.h.later(wait, func() {
 		if p.try == try && p.batch != nil {
 			p.attempt(p.pick())
 		}
@@ -289,8 +341,8 @@ func (p *producer) ask(c *conn) {
 			p.after, p.afterAt = m.Lane, m.Base+wire.Offset(e.Count)-1
 			p.owner = m.Owner
 			p.place = 0
-			p.w.check.confirmed(p, &e, m)
-			p.w.after(exponential(p.coin(), p.think), p.send)
+			p.w.check.confirmed()
+			p.again()
 		case *wire.Error:
 			if p.target != c.to {
 				return
@@ -299,7 +351,7 @@ func (p *producer) ask(c *conn) {
 			case wire.CodeOverloaded, wire.CodeDiskFull: // an answer: the same node, later
 				p.try++
 				try := p.try
-				p.w.after(max(int64(m.RetryAfter)*millisecond, 50*millisecond), func() {
+				p.h.later(max(int64(m.RetryAfter)*millisecond, 50*millisecond), func() {
 					if p.try == try && p.batch != nil {
 						p.attempt(c.to)
 					}
@@ -329,7 +381,10 @@ type consumer struct {
 	acks     int   // of 100 messages: acked
 	nacks    int   // nacked; the rest is released, extended, or forgotten until the lease ends
 	nackWait uint32
-	manual   bool // a script settles
+	manual   bool  // a script settles
+	storms   int   // how many faults make it nack all
+	poisons  []int // one message in so many kills it
+	settled  bool  // all faults are over
 	relay    *host
 
 	subs   map[int]*subscription
@@ -384,13 +439,48 @@ func (c *consumer) coin() uint64 {
 
 // start connects to all home replicas of the queue, and keeps connected.
 func (c *consumer) start() {
-	life := c.h.life
 	c.connect()
-	c.w.after(250*millisecond, func() {
-		if c.h.life == life {
-			c.start()
+	c.h.later(250*millisecond, c.start)
+}
+
+func (c *consumer) machine() *host { return c.h }
+
+// settle lets it catch up.
+func (c *consumer) settle() {
+	c.hold, c.acks, c.window = min(c.hold, 20*millisecond), 100, max(c.window, 16)
+	c.storms, c.poisons, c.settled = 0, nil, true
+}
+
+func (c *consumer) slow(by, d int64) {
+	c.hold += by
+	c.w.after(d, func() { c.hold = max(c.hold-by, min(c.hold, 20*millisecond)) })
+}
+
+func (c *consumer) nackAll(d int64) {
+	c.storms++
+	c.w.after(d, func() { c.storms = max(0, c.storms-1) })
+}
+
+func (c *consumer) poison(oneIn int, d int64) {
+	c.poisons = append(c.poisons, oneIn)
+	c.w.after(d, func() { c.poisons = remove(c.poisons, oneIn) })
+}
+
+// fatal tells whether a message kills who works on it.
+func (c *consumer) fatal(m msgKey) bool {
+	for _, oneIn := range c.poisons {
+		if mix(uint64(m.producer), m.sequence)%uint64(oneIn) == 0 {
+			return true
 		}
-	})
+	}
+	return false
+}
+
+// kill is the end of its process; it comes back as another one.
+func (c *consumer) kill(back int64) {
+	if !c.closes {
+		c.crash(back)
+	}
 }
 
 func (c *consumer) connect() {
@@ -535,30 +625,33 @@ func (c *consumer) take(s *subscription, d *wire.Delivery) {
 
 // work decides what becomes of a message.
 func (c *consumer) work(h *holding) {
-	life := c.h.life
 	d := exponential(c.coin(), c.hold)
 	act := int(c.coin() % 100)
-	c.w.at(h.until, func() {
-		if c.h.life == life && !h.over && !h.acking {
+	c.h.later(h.until-c.w.now, func() {
+		if !h.over && !h.acking {
 			c.end(h)
 		}
 	})
-	c.w.after(d, func() {
-		if c.h.life != life || h.over {
+	c.h.later(d, func() {
+		if h.over {
 			return
 		}
 		switch {
+		case c.fatal(h.key):
+			c.crash(between(c.coin(), 10*millisecond, second))
+		case c.storms > 0:
+			c.settleOne(h, wire.SettleNack)
 		case act < c.acks:
-			c.settle(h, wire.SettleAck)
+			c.settleOne(h, wire.SettleAck)
 		case act < c.acks+c.nacks:
-			c.settle(h, wire.SettleNack)
+			c.settleOne(h, wire.SettleNack)
 		case act%3 == 0:
-			c.settle(h, wire.SettleRelease)
+			c.settleOne(h, wire.SettleRelease)
 		case act%3 == 1:
-			c.settle(h, wire.SettleExtend)
-			c.w.after(exponential(c.coin(), c.hold), func() {
-				if c.h.life == life && !h.over {
-					c.settle(h, wire.SettleAck)
+			c.settleOne(h, wire.SettleExtend)
+			c.h.later(exponential(c.coin(), c.hold), func() {
+				if !h.over {
+					c.settleOne(h, wire.SettleAck)
 				}
 			})
 		}
@@ -577,7 +670,7 @@ func (c *consumer) end(h *holding) {
 	c.held = slices.DeleteFunc(c.held, func(x *holding) bool { return x == h })
 }
 
-func (c *consumer) settle(h *holding, kind wire.Settling) {
+func (c *consumer) settleOne(h *holding, kind wire.Settling) {
 	if kind == wire.SettleAck {
 		h.acking = true
 		c.w.check.acking[groupKey{h.receipt.Group, h.key}] = true
@@ -597,8 +690,8 @@ func (c *consumer) ask(h *holding, kind wire.Settling, try int) {
 			return
 		}
 		answered = true
-		c.w.after(between(c.coin(), 20*millisecond, 300*millisecond), func() {
-			if c.h.life == life && !h.over && (kind == wire.SettleAck || c.w.now < h.until) {
+		c.h.later(between(c.coin(), 20*millisecond, 300*millisecond), func() {
+			if !h.over && (kind == wire.SettleAck || c.w.now < h.until) {
 				c.ask(h, kind, try+1)
 			}
 		})
@@ -621,7 +714,7 @@ func (c *consumer) ask(h *holding, kind wire.Settling, try int) {
 		item.Delay = c.nackWait
 	}
 	asked := c.w.now
-	c.w.after(second, again)
+	c.h.later(second, again)
 	s.conn.call(&wire.Settle{Queue: c.q.entry.Name, Catalog: c.q.catalog, Items: []wire.SettleItem{item}}, func(m wire.Message) {
 		if c.h.life != life || h.over {
 			return
@@ -668,26 +761,27 @@ func (c *consumer) crash(back int64) {
 		w.tracef("%s crash", c.h.name)
 	}
 	c.closes = true
-	c.h.life++
 	w.check.consumerGone(c)
-	conns := c.h.connections()
-	slices.SortFunc(conns, func(a, b *conn) int { return cmp.Compare(a.number, b.number) })
-	for _, cn := range conns {
-		cn.calls = map[uint64]func(wire.Message){}
-		w.lose(cn, c.h)
-	}
-	c.h.out, c.h.dialing = map[int]*conn{}, map[int]bool{}
+	c.h.end()
 	c.held, c.subs = nil, map[int]*subscription{}
 	c.terms, c.owners = map[wire.PartitionID]wire.Term{}, map[wire.PartitionID]ring.NodeID{}
 	if back < 0 {
 		return
 	}
-	life := c.h.life
-	w.after(back, func() {
-		if c.h.life == life {
-			c.closes = false
-			c.mint()
-			c.start()
-		}
+	c.h.later(back, func() {
+		c.closes = false
+		c.mint()
+		c.start()
 	})
+}
+
+// end ends the process of a client. What it was doing is void.
+func (h *host) end() {
+	h.life++
+	h.paused, h.pausedTo, h.inbox = false, 0, nil
+	for _, c := range h.connections() {
+		c.calls = map[uint64]func(wire.Message){}
+		h.w.lose(c, h)
+	}
+	h.out, h.dialing = map[int]*conn{}, map[int]bool{}
 }

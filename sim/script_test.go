@@ -519,7 +519,7 @@ func (p *scriptProducer) askOnce(c *conn) {
 	c.call(e, func(m wire.Message) {
 		if ok, is := m.(*wire.Enqueued); is {
 			p.after, p.afterAt = ok.Lane, ok.Base+wire.Offset(e.Count)-1
-			p.w.check.confirmed(&p.producer, e, ok)
+			p.w.check.confirmed()
 		}
 	})
 }
@@ -656,4 +656,18 @@ func (s *script) inspect() error {
 		}
 	}
 	return nil
+}
+
+type linkAt struct {
+	at [2]int
+	l  *link
+}
+
+func (w *world) sortedLinks() []linkAt {
+	var out []linkAt
+	for k, l := range w.links {
+		out = append(out, linkAt{k, l})
+	}
+	slices.SortFunc(out, func(a, b linkAt) int { return slices.Compare(a.at[:], b.at[:]) })
+	return out
 }

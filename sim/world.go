@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
+	clientcore "github.com/meshq/meshq/client/core"
 	"github.com/meshq/meshq/node/core"
 	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/sim/history"
 	"github.com/meshq/meshq/transport/wire"
 )
 
@@ -65,7 +68,8 @@ type world struct {
 	disks diskModel
 	check *checker
 
-	planting core.Planting // a bug in all nodes
+	planting       core.Planting       // a bug in all nodes
+	clientPlanting clientcore.Planting // a bug in all clients of the library
 
 	newest  *ring.Ring
 	hash    uint64 // rolling hash of everything that happened
@@ -75,16 +79,30 @@ type world struct {
 	observe func(c *conn, dir int, f frame, lost bool) // sees every frame that is written
 	noted   func(h *host, n core.Note)
 	names   names
-	failure *violation     // the first broken promise; the world stops there
-	reached map[string]int // situations that came about, by name
+	failure *violation       // the first broken promise; the world stops there
+	reached map[string]int   // situations that came about, by name
+	history *history.History // nil: none is kept
+	began   int64            // when the load began; 0: not yet
+
+	unheard   map[[2]int]int // pairs of nodes between which no gossip passes, and for how many faults
+	listening bool           // who hears of whom is looked at before time goes on
+	noRejoin  bool           // gossip never dials the dead again, as memberlist alone does not
+	beyond    bool           // more may go wrong than the promises cover
+	gone      int            // nodes that are gone for ever
 }
 
 type netModel struct {
 	latency, jitter int64 // minimum, and mean of the exponential part
-	late            int   // one frame in so many is late by up to lateBy; 0: none
-	lateBy          int64
+	late            []*late
 	keepalive       int64 // a silent connection is given up after this to twice this
 	redial          int64
+}
+
+// late lets one frame in so many be late by up to by.
+type late struct {
+	oneIn int
+	by    int64
+	key   uint64 // of its luck
 }
 
 type violation struct {
@@ -100,7 +118,7 @@ func newWorld(seed uint64) *world {
 		seed: seed, byID: map[ring.NodeID]*host{}, links: map[[2]int]*link{},
 		net:   netModel{latency: 200 * microsecond, jitter: 300 * microsecond, keepalive: 2 * second, redial: 200 * millisecond},
 		disks: diskModel{sync: 500 * microsecond, jitter: 1 * millisecond, read: 100 * microsecond},
-		hash:  seed, reached: map[string]int{},
+		hash:  seed, reached: map[string]int{}, unheard: map[[2]int]int{},
 	}
 	w.names.init()
 	w.check = newChecker(w)
@@ -113,6 +131,9 @@ func newWorld(seed uint64) *world {
 func (w *world) luck(stream, a, b, n uint64) uint64 {
 	return mix(mix(mix(mix(mix(w.seed, stream), a), b), n), 0x6d65736871)
 }
+
+// sinceLoad is the time since the load began; negative before.
+func (w *world) sinceLoad() time.Duration { return time.Duration(w.now - w.began) }
 
 func unit(coin uint64) float64 { return float64(coin>>11) / (1 << 53) }
 
@@ -230,25 +251,31 @@ type host struct {
 	id      ring.NodeID
 	zone    string
 	founder bool
+	// replaced is how often another node was put in the place of this one.
+	replaced int
 	seeds   []*host
 	core    *core.Core
 	running bool
 	life    int // counts boots and ends of the process; what was started in an earlier life is void
 	boot    uint64
 	boots   int64 // world time of the last boot
-	disk    *disk
-	peers   []ring.Member
-	limits  core.Limits
-	stopped error // by a Stop effect
-	drained bool
+	// bootSeen are the highest boot numbers that others said in this life: the door turns away lower ones.
+	bootSeen map[ring.NodeID]uint64
+	disk     *disk
+	peers    []ring.Member
+	limits   core.Limits
+	stopped  error // by a Stop effect
+	drained  bool
 
-	mono     int64 // monotonic clock at boot
-	ppm      int64 // its drift
-	wall     int64 // offset of the wall clock, ms
+	clock
 	paused   bool
 	pausedTo int64
-	inbox    []func() // what waits for the end of the pause
-	crashIn  int      // crash before that effect of the next steps; -1: no
+	inbox    []func()     // what waits for the end of the pause
+	down     int          // how many faults keep the node from being started
+	slow     int64        // how much longer each step takes
+	busy     bool         // a slow step is under way
+	backlog  []core.Event // what came meanwhile
+	crashIn  int          // crash before that effect of the next steps; -1: no
 	tickAt   int64
 	spinning int
 
@@ -258,8 +285,7 @@ type host struct {
 	in       map[core.ConnID]*conn
 	out      map[int]*conn // connections that this host opened, by index of the other
 	dialing  map[int]bool
-	alive    []ring.NodeID // last given by gossip
-	rumours  uint64
+	gossip   rumours
 }
 
 // client is a model client on a host of its own.
@@ -329,7 +355,11 @@ func nameKey(name string) uint64 {
 }
 
 func (h *host) member() ring.Member {
-	return ring.Member{ID: h.id, Name: h.name, Address: h.name + ":7700", Gossip: h.name + ":7701", HTTP: h.name + ":7780", Zone: h.zone, Weight: 1}
+	name := h.name
+	if h.replaced > 0 { // the mesh keeps the name of the node that is gone
+		name = fmt.Sprintf("%s-%d", h.name, h.replaced+1)
+	}
+	return ring.Member{ID: h.id, Name: name, Address: h.name + ":7700", Gossip: h.name + ":7701", HTTP: h.name + ":7780", Zone: h.zone, Weight: 1}
 }
 
 // start boots the node of h from its disk.
@@ -339,26 +369,34 @@ func (h *host) start() {
 		return
 	}
 	h.life++
-	h.boot++
+	h.boot = h.disk.countBoot()
 	h.running, h.paused, h.crashIn, h.stopped, h.drained = true, false, -1, nil, false
-	h.inbox, h.peers, h.alive, h.pausedTo = nil, nil, nil, 0
+	h.inbox, h.peers, h.pausedTo, h.bootSeen = nil, nil, 0, nil
+	h.busy, h.backlog = false, nil
 	h.boots = w.now
-	h.mono = between(w.luck(luckBoot, h.key, h.boot, 1), 0, 1000*second)
+	h.reset(w.now, between(w.luck(luckBoot, h.key, uint64(h.disk.segment), 1), 0, 1000*second))
+	h.gossip.begin()
 	h.lastConn, h.lastReq = 0, 0
 	h.requests, h.in, h.out, h.dialing = map[core.ReqID]*request{}, map[core.ConnID]*conn{}, map[int]*conn{}, map[int]bool{}
 	h.tickAt, h.spinning = math.MaxInt64, 0
-	fresh := h.boot == 1 || len(h.disk.log) == 0
+	recovered := h.disk.recover()
+	found := h.founder && len(recovered.Records) == 0 && !recovered.DamagedAll
+	if !found && len(h.seeds) == 0 { // its file of members
+		h.seeds = w.others(h)
+	}
 	c := core.Config{
-		Self: h.member(), Boot: h.boot, Random: w.luck(luckBoot, h.key, h.boot, 2),
-		Found: h.founder && fresh, Limits: h.limits, Planting: w.planting,
+		Self: h.member(), Boot: h.boot, Random: w.luck(luckBoot, h.key, uint64(h.disk.segment), 2),
+		Found: found, Limits: h.limits, Planting: w.planting,
 	}
 	if w.tracing {
 		w.tracef("%s boot %d", h.name, h.boot)
 	}
-	h.core = core.New(c, h.disk.recover())
+	h.core = core.New(c, recovered)
 	w.hashIn(1, h.key, h.boot)
 	h.scheduleTick()
 	h.dialPeers()
+	h.disk.began()
+	h.rejoin()
 	w.gossip()
 }
 
@@ -476,6 +514,17 @@ func (h *host) step(ev core.Event) {
 		h.inbox = append(h.inbox, func() { h.step(ev) })
 		return
 	}
+	if h.busy {
+		h.backlog = append(h.backlog, ev)
+		return
+	}
+	h.take(ev)
+}
+
+// take lets the core step, and does what it asks for: at once, or after the time that
+// the step takes.
+func (h *host) take(ev core.Event) {
+	w := h.w
 	switch e := ev.(type) {
 	case core.Request:
 		w.check.requested(h, e.Conn, e.Msg)
@@ -485,6 +534,32 @@ func (h *host) step(ev core.Event) {
 	w.steps++
 	effects := h.core.Step(h.time(), ev)
 	w.hashIn(2, h.key, uint64(len(effects)))
+	if h.slow == 0 && !h.busy {
+		h.do(effects)
+		return
+	}
+	h.busy = true
+	_, tick := ev.(core.Tick)
+	h.later(h.slow, func() {
+		h.do(effects)
+		switch {
+		case !h.running:
+		case !tick && h.core.Next() <= h.monoAt(w.now):
+			h.take(core.Tick{})
+		case len(h.backlog) > 0:
+			next := h.backlog[0]
+			h.backlog = h.backlog[1:]
+			h.take(next)
+		default:
+			h.busy = false
+			h.scheduleTick()
+		}
+	})
+}
+
+// do executes the effects of a step, in order.
+func (h *host) do(effects []core.Effect) {
+	w := h.w
 	for _, e := range effects {
 		if h.crashIn >= 0 {
 			if h.crashIn == 0 {
@@ -504,7 +579,7 @@ func (h *host) step(ev core.Event) {
 }
 
 func (h *host) scheduleTick() {
-	if !h.running || h.paused {
+	if !h.running || h.paused || h.busy {
 		return
 	}
 	next := h.core.Next()
@@ -523,13 +598,16 @@ func (h *host) scheduleTick() {
 			return
 		}
 		h.tickAt = math.MaxInt64
+		if h.busy {
+			return
+		}
 		if h.core.Next() > h.monoAt(h.w.now) { // it was put off
 			h.scheduleTick()
 			return
 		}
 		before := h.w.now
 		h.step(core.Tick{})
-		if h.running && !h.paused && h.core.Next() <= h.monoAt(before) {
+		if h.running && !h.paused && !h.busy && h.core.Next() <= h.monoAt(before) {
 			if h.spinning++; h.spinning > 1000 {
 				h.w.fail("Next", msgKey{}, "%s wants a tick at %d, a thousand times in a row, and it is %d", h.name, h.core.Next(), h.monoAt(before))
 			}
@@ -605,11 +683,10 @@ func (h *host) execute(e core.Effect) {
 			w.tracef("%s drained", h.name)
 		}
 	case core.Stop:
-		h.stopped = e.Err
 		if w.tracing {
 			w.tracef("%s stop: %v", h.name, e.Err)
 		}
-		h.crash()
+		h.stop(e.Err)
 	case core.Note:
 		if w.noted != nil {
 			w.noted(h, e)
@@ -662,8 +739,8 @@ func (w *world) ring() *ring.Ring {
 }
 
 // copied is what arrives when msg is sent: encoded and decoded, so that the two
-// sides share nothing.
-func (w *world) copied(msg wire.Message) wire.Message {
+// sides share nothing; and its bytes on the way.
+func (w *world) copied(msg wire.Message) (wire.Message, int) {
 	b, err := wire.Encode(msg)
 	if err != nil {
 		panic(fmt.Sprintf("encoding %s: %v", w.describe(msg), err))
@@ -672,5 +749,5 @@ func (w *world) copied(msg wire.Message) wire.Message {
 	if err != nil {
 		panic(fmt.Sprintf("decoding %s: %v", w.describe(msg), err))
 	}
-	return m
+	return m, len(b)
 }

@@ -32,7 +32,10 @@ type Mesh struct {
 	Nodes   []Node  `json:"nodes"`
 	Network Network `json:"network,omitzero"`
 	Disk    Disk    `json:"disk,omitzero"`
-	Limits  Limits  `json:"limits,omitzero"`
+	// Sync is when a commit is confirmed: "always", after its fsync (the default), or
+	// "interval", once it is written, with an fsync each 100 ms.
+	Sync   string `json:"sync,omitempty"`
+	Limits Limits `json:"limits,omitzero"`
 }
 
 // Node is one node. The first founds the mesh.
