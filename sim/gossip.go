@@ -14,11 +14,11 @@ import (
 const (
 	probeEvery   = 300 * millisecond
 	suspicion    = 1200 * millisecond
-	spreadAtMost = 200 * millisecond // from the first who knows to the others
+	spreadAtMost = 150 * millisecond // from the first who knows to the others
 	// stretch is how much longer a node that reaches nobody takes: it doubts its own health.
 	stretch = 4 * second
 	// Refuting: from when the suspected can be reached again to when all know.
-	refuteFrom, refuteTo = 100 * millisecond, 800 * millisecond
+	refuteFrom, refuteTo = 100 * millisecond, 850 * millisecond
 	// A node that is back from a false death hears of it by what is still in flight, or
 	// else by the next rejoin of any who miss it.
 	hearFrom, hearTo = 200 * millisecond, 1200 * millisecond
@@ -32,15 +32,13 @@ const (
 // first is the coin of the side, own that of the node.
 func detection(n, side int, first, own uint64) int64 {
 	// Each of the side probes one of n-1 in each interval; the first to meet the dead
-	// begins to suspect it when the interval is over.
-	wait := probeEvery + between(first, 0, max(1, probeEvery*int64(n-1)/int64(max(1, side))))
+	// begins to suspect it when the interval is over. A probe may be under way.
+	wait := probeEvery*2/3 + between(first, 0, max(1, probeEvery*int64(n-1)/int64(max(1, side))))
 	least := suspicion
 	switch {
 	case n < 4: // nobody is waited for
 	case side < 3: // two others would have to confirm it
 		least *= 2
-	default:
-		least += between(mix(first, 1), 0, probeEvery)
 	}
 	if side == 1 && n > 2 {
 		wait += between(own, 0, stretch)
