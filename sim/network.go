@@ -198,6 +198,10 @@ func (w *world) pump(c *conn, dir int, t int64) {
 				return
 			}
 			c.frames[dir] = c.frames[dir][1:]
+			if w.story != nil {
+				to := c.side(1 - dir)
+				w.story.arriving(c, dir, !f.damaged && c.up[1-dir] && to.life == c.life[1-dir])
+			}
 			w.arrive(c, dir, f)
 			if c.dead || w.failure != nil {
 				return
@@ -471,6 +475,9 @@ func (w *world) cut(a, b *host) {
 	if l.cut++; l.cut > 1 {
 		return
 	}
+	if w.story != nil {
+		w.story.linked(a, b)
+	}
 	w.gossip()
 	for _, c := range a.connections() {
 		if c.from == b || c.to == b {
@@ -497,6 +504,9 @@ func (w *world) heal(a, b *host) {
 	}
 	if l.cut--; l.cut > 0 {
 		return
+	}
+	if w.story != nil {
+		w.story.linked(a, b)
 	}
 	w.gossip()
 	for _, c := range a.connections() {

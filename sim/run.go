@@ -89,6 +89,20 @@ type runner struct {
 // gives the same result. A panic of a core is a violation named "panic".
 func Run(p *plan.Plan, o Options) *Result {
 	p = p.Filled()
+	r := newRunner(p, o)
+	r.guarded()
+	res := &Result{
+		Plan: p, Violation: r.violation(), History: r.history, Hash: r.hash, Steps: r.steps, Time: time.Duration(r.now),
+		Phase: r.phase, Reached: r.reached, Skipped: r.skipped, Stats: r.check.stats, world: r.world,
+	}
+	if o.Story {
+		res.Story = Story(p, o, res.Violation)
+	}
+	return res
+}
+
+// newRunner makes the world of a plan, in which all fields are filled.
+func newRunner(p *plan.Plan, o Options) *runner {
 	r := &runner{world: newWorld(p.Seed), plan: p, options: o, byName: map[string]*host{}, byClient: map[string]any{}}
 	r.beyond = p.Beyond
 	r.planting, r.clientPlanting = o.Planting, o.ClientPlanting
@@ -104,11 +118,23 @@ func Run(p *plan.Plan, o Options) *Result {
 			o.Trace(fmt.Sprintf("%10.3f ", float64(r.now)/float64(millisecond)) + fmt.Sprintf(format, args...))
 		}
 	}
-	r.guarded()
-	return &Result{
-		Plan: p, Violation: r.violation(), History: r.history, Hash: r.hash, Steps: r.steps, Time: time.Duration(r.now),
-		Phase: r.phase, Reached: r.reached, Skipped: r.skipped, Stats: r.check.stats, world: r.world,
+	return r
+}
+
+// Story plays the plan once more and tells what is to be seen of it and of the message
+// that v is about: only at the end of a run is it known which one that is. v nil tells of
+// no message.
+func Story(p *plan.Plan, o Options, v *history.Violation) *history.Story {
+	p = p.Filled()
+	o.Record, o.Trace, o.Story = false, nil, false
+	r := newRunner(p, o)
+	about, group := history.Message{}, ""
+	if v != nil {
+		about, group = v.Message, v.Group
 	}
+	r.story = newStoryteller(r.world, about, group)
+	r.guarded()
+	return r.story.finish(v)
 }
 
 // guarded plays the plan; a panic of a core is a failure like others.

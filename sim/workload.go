@@ -58,9 +58,12 @@ func (r *runner) newConsuming(spec *plan.Consumer) consuming {
 
 // tell adds to the history, if one is kept.
 func (w *world) tell(e history.Event) {
+	e.At = w.sinceLoad()
+	if w.story != nil {
+		w.story.told(&e)
+	}
 	if w.history == nil {
 		return
 	}
-	e.At = w.sinceLoad()
 	w.history.Events = append(w.history.Events, e)
 }

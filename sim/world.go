@@ -82,6 +82,7 @@ type world struct {
 	failure *violation       // the first broken promise; the world stops there
 	reached map[string]int   // situations that came about, by name
 	history *history.History // nil: none is kept
+	story   *storyteller     // nil: none is told
 	began   int64            // when the load began; 0: not yet
 
 	unheard   map[[2]int]int // pairs of nodes between which no gossip passes, and for how many faults
@@ -227,6 +228,9 @@ func (w *world) run(t int64) {
 		c := w.queue.pop()
 		w.now = c.at
 		c.do()
+		if w.story != nil {
+			w.story.look()
+		}
 	}
 	if w.failure == nil {
 		w.now = t
@@ -253,12 +257,12 @@ type host struct {
 	founder bool
 	// replaced is how often another node was put in the place of this one.
 	replaced int
-	seeds   []*host
-	core    *core.Core
-	running bool
-	life    int // counts boots and ends of the process; what was started in an earlier life is void
-	boot    uint64
-	boots   int64 // world time of the last boot
+	seeds    []*host
+	core     *core.Core
+	running  bool
+	life     int // counts boots and ends of the process; what was started in an earlier life is void
+	boot     uint64
+	boots    int64 // world time of the last boot
 	// bootSeen are the highest boot numbers that others said in this life: the door turns away lower ones.
 	bootSeen map[ring.NodeID]uint64
 	disk     *disk
