@@ -107,7 +107,7 @@ var Kinds = []KindInfo{
 	{Corrupt, InSim | InReal, "any", "any", "the share Share of packets from On to To is damaged, for For"},
 
 	{DiskSlow, InSim, "node", "", "each fsync takes By longer, for For"},
-	{DiskStall, InSim, "node", "", "one fsync takes By"},
+	{DiskStall, InSim | InReal, "node", "", "one fsync takes By (real: all that writes waits for it)"},
 	{DiskFull, InSim | InReal, "node", "", "no room for enqueues, for For"},
 	{DiskError, InSim | InReal, "node", "", "an fsync fails: the node must stop itself; started again after For"},
 	{Torn, InSim | InReal, "node", "", "it is killed and its last group of writes is torn: the store knows that something is missing; started again after For"},
