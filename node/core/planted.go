@@ -76,18 +76,20 @@ func (c *Core) planted(b bug) bool { return c.cfg.Planting.has(b) }
 func (p *partition) confirmAnywhere(m *wire.Settle, indices []int, set func(int, wire.Code), done func()) {
 	var items []wire.AckItem
 	for _, i := range indices {
-		if x := &m.Items[i]; x.Kind == wire.SettleAck && p.validReceipt(x) {
-			items = append(items, ackItems(x)...)
-		}
+		items = append(items, ackItems(&m.Items[i])...)
 	}
 	p.spreadAcks(items, wire.Term{}, func(ok bool, _ []ring.NodeID) {
 		for _, i := range indices {
-			if set(i, wire.CodeNotOwner); ok && m.Items[i].Kind == wire.SettleAck {
+			if set(i, wire.CodeNotOwner); ok {
 				set(i, 0)
 			}
 		}
 		done()
 	})
+}
+
+func onlyAcks(m *wire.Settle, indices []int) bool {
+	return !slices.ContainsFunc(indices, func(i int) bool { return m.Items[i].Kind != wire.SettleAck })
 }
 
 // byAttempt finds the delivery that a receipt names by its attempt alone.

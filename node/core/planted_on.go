@@ -42,7 +42,7 @@ func Planted() []PlantedBug {
 		{"grant-after-boot-no-terms", "the same, and promised terms are on disk", []string{"two owners", "P2", "P3", "P4"}, "design 5"},
 		{"lease-from-answer", "the holder counts a grant from when it asked, less 5 %", []string{"two owners", "P3", "P4"}, "design 5"},
 		{"terms-not-on-disk", "a promised term is on disk before it is told", []string{"two owners", "P2", "P3", "P4"}, "design 5"},
-		{"live-majority", "a majority is one of all home replicas, not of those that look alive", []string{"two owners", "P3"}, "design 5, review A9"},
+		{"live-majority", "a majority is one of all home replicas, not of those that look alive", []string{"two owners", "P2live", "P3"}, "design 5, review A9"},
 		{"reset-is-death", "a reset connection is no proof of death and shortens no grant", []string{"two owners", "P3", "P4"}, "DESIGN 9"},
 		{"claim-by-gossip", "any home replica claims when no grant runs; gossip decides nothing", []string{"P2live", "P2"}, "design 3 and 5, review A11"},
 		{"release-without-term", "a release cancels the grant of its own term alone", []string{"two owners", "P3", "P4"}, "design 5, review B1"},

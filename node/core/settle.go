@@ -60,7 +60,7 @@ func (c *Core) settlePartition(m *wire.Settle, indices []int, set func(int, wire
 		p.own.settle(m, indices, set, done)
 		return
 	}
-	if p.home && c.planted(bugAckByAnyHome) {
+	if p.home && c.planted(bugAckByAnyHome) && onlyAcks(m, indices) {
 		p.confirmAnywhere(m, indices, set, done)
 		return
 	}
