@@ -57,6 +57,7 @@ type sentMessage struct {
 	body      string
 	at        int64
 	confirmed int64 // 0: not yet
+	refused   bool  // its producer was told that it is not stored
 }
 
 // firstDelivery is when a message was first delivered to a group. What one step of
@@ -363,6 +364,10 @@ func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o w
 		s := k.messages[m]
 		if s == nil || s.partition != r.Partition {
 			k.w.fail("P9", m, "%s delivers %s, which nobody sent to it", h.name, k.w.names.receipt(r))
+			return
+		}
+		if s.refused {
+			k.w.fail("P10", m, "%s delivers %s, and its producer was told that it is not stored", h.name, k.about(m))
 			return
 		}
 		if at, ok := k.acked[g]; ok {

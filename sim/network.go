@@ -69,6 +69,7 @@ type conn struct {
 	last     [2]int64 // when the last frame arrives
 	cuts     [2]int   // counts cuts of the link, to tell one from the next
 
+	hello *wire.Hello                   // of the side that took it
 	calls map[uint64]func(wire.Message) // of a client; nil on loss
 	next  uint64
 }
@@ -357,6 +358,7 @@ func (h *host) dial(to *host) {
 			Version: wire.Version, MinVersion: wire.MinVersion, Mesh: to.core.Mesh(), Node: to.id, Boot: to.boot, Name: to.name,
 			Gossip: to.name + ":7701", Ring: to.core.Table().Number, Catalog: to.core.CatalogVersion(), Commit: to.core.Commit(),
 		}
+		c.hello = hello
 		to.step(core.ConnOpened{Conn: c.id, Node: h.id})
 		w.hashIn(4, number)
 		c.last[1] = w.now + trip

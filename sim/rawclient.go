@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/meshq/meshq/ring"
+	"github.com/meshq/meshq/sim/history"
 	"github.com/meshq/meshq/transport/wire"
 )
 
@@ -223,9 +224,13 @@ func (p *producer) rush(times int, d int64) {
 
 // kill is the end of its process; another producer takes its place.
 func (p *producer) kill(back int64) {
+	p.w.tellClient(history.ClientDown, p.h.name)
 	p.h.end()
 	p.mint()
-	p.h.later(back, p.again)
+	p.h.later(back, func() {
+		p.w.tellClient(history.ClientUp, p.h.name)
+		p.again()
+	})
 }
 
 func (p *producer) again() { p.h.later(exponential(p.coin(), p.think/int64(p.hurry)), p.send) }
@@ -238,6 +243,7 @@ func (p *producer) coin() uint64 {
 // start sends new messages until then, in the world's time.
 func (p *producer) start(until int64) {
 	p.until = until
+	p.w.tellClient(history.ClientUp, p.h.name)
 	p.again()
 }
 
@@ -258,13 +264,19 @@ func (p *producer) send() {
 		if more := p.bytes - len(body); more > 0 {
 			body += strings.Repeat(".", int(p.coin()%uint64(more+1)))
 		}
-		e.Records = wire.AppendRecord(e.Records, &wire.Record{Body: []byte(body)})
+		rec := wire.Record{Body: []byte(body)}
+		e.Records = wire.AppendRecord(e.Records, &rec)
+		p.w.tellSent(p.sentBy(p.next+uint64(i)), &rec, 0)
 		p.w.check.sent(p.q, p.partition, msgKey{p.id, p.next + uint64(i)}, body)
 	}
 	e.Checksum = wire.Checksum(e.Records)
 	p.batch = e
 	p.next += uint64(n)
 	p.attempt(p.pick())
+}
+
+func (p *producer) sentBy(number uint64) sentBy {
+	return sentBy{who: p.h.name, producer: p.name, number: number, queue: p.q.entry.Name}
 }
 
 // pick is the node to try next: the owner as far as it is known, then down the list.
@@ -342,6 +354,10 @@ func (p *producer) ask(c *conn) {
 			p.owner = m.Owner
 			p.place = 0
 			p.w.check.confirmed()
+			for i := range e.Count {
+				at := wire.Position{Partition: p.partition, Lane: m.Lane, Offset: m.Base + wire.Offset(i)}
+				p.w.tellConfirmed(p.sentBy(e.Sequence+uint64(i)), at, m.Nodes, int(m.Want))
+			}
 			p.again()
 		case *wire.Error:
 			if p.target != c.to {
@@ -439,8 +455,13 @@ func (c *consumer) coin() uint64 {
 
 // start connects to all home replicas of the queue, and keeps connected.
 func (c *consumer) start() {
+	c.w.tellClient(history.ClientUp, c.h.name)
+	c.keepConnected()
+}
+
+func (c *consumer) keepConnected() {
 	c.connect()
-	c.h.later(250*millisecond, c.start)
+	c.h.later(250*millisecond, c.keepConnected)
 }
 
 func (c *consumer) machine() *host { return c.h }
@@ -604,6 +625,9 @@ func (c *consumer) take(s *subscription, d *wire.Delivery) {
 			until: c.w.now + int64(d.Lease)*millisecond, body: string(rec.Body),
 		}
 		c.w.check.got(c, h, stale)
+		if c.w.telling() {
+			c.w.tellDelivered(c.heldBy(h), &rec, d.Cause, (h.until-c.w.now)*95/100, stale)
+		}
 		if stale {
 			s.released++
 			continue
@@ -629,6 +653,7 @@ func (c *consumer) work(h *holding) {
 	act := int(c.coin() % 100)
 	c.h.later(h.until-c.w.now, func() {
 		if !h.over && !h.acking {
+			c.tellSettled(history.LeaseOver, h, 0)
 			c.end(h)
 		}
 	})
@@ -670,7 +695,25 @@ func (c *consumer) end(h *holding) {
 	c.held = slices.DeleteFunc(c.held, func(x *holding) bool { return x == h })
 }
 
+func (c *consumer) heldBy(h *holding) heldBy {
+	return heldBy{who: c.h.name, queue: c.q.entry.Name, group: c.group, message: messageOf(h.body), receipt: &h.receipt, offset: h.offset}
+}
+
+func (c *consumer) tellSettled(kind history.Kind, h *holding, lease int64) {
+	if c.w.telling() {
+		c.w.tellSettled(kind, c.heldBy(h), lease, "")
+	}
+}
+
 func (c *consumer) settleOne(h *holding, kind wire.Settling) {
+	switch kind {
+	case wire.SettleAck:
+		c.tellSettled(history.Acking, h, 0)
+	case wire.SettleNack:
+		c.tellSettled(history.Nacked, h, 0)
+	case wire.SettleRelease:
+		c.tellSettled(history.Released, h, 0)
+	}
 	if kind == wire.SettleAck {
 		h.acking = true
 		c.w.check.acking[groupKey{h.receipt.Group, h.key}] = true
@@ -736,7 +779,11 @@ func (c *consumer) ask(h *holding, kind wire.Settling, try int) {
 			if kind == wire.SettleExtend {
 				h.until = max(h.until, asked+int64(c.q.entry.Settings.Lease)*millisecond)
 				c.w.check.extended(c, h)
+				c.tellSettled(history.Extended, h, (h.until-c.w.now)*95/100)
 				return
+			}
+			if kind == wire.SettleAck {
+				c.tellSettled(history.Acked, h, 0)
 			}
 			c.end(h)
 		case wire.CodeNotOwner, wire.CodeTimeout, wire.CodeNotReady, wire.CodeQuorum, wire.CodeOverloaded, wire.CodeNoQueue:
@@ -760,6 +807,7 @@ func (c *consumer) crash(back int64) {
 	if w.tracing {
 		w.tracef("%s crash", c.h.name)
 	}
+	w.tellClient(history.ClientDown, c.h.name)
 	c.closes = true
 	w.check.consumerGone(c)
 	c.h.end()

@@ -83,6 +83,7 @@ type runner struct {
 	phase     string
 	ends      []*ending // of faults that are not over
 	skipped   []Skipped
+	states    map[*host]*wire.Inspected // what the nodes said last of the partitions
 }
 
 // Run executes a plan, which must be valid ([plan.Plan.Validate]). The same plan always
@@ -171,7 +172,7 @@ func (r *runner) violation() *history.Violation {
 	}
 	v := &history.Violation{Promise: f.promise, Text: f.text, At: r.sinceLoad()}
 	if f.message != (msgKey{}) {
-		v.Message = history.Message{Producer: r.names.producer(f.message.producer), Number: f.message.sequence}
+		v.Message = r.check.messageOf(f.message)
 	}
 	return v
 }
@@ -371,6 +372,7 @@ func (r *runner) heal() {
 // converge waits until all replicas hold the same (P7, P11).
 func (r *runner) converge() {
 	var why error
+	defer func() { r.tellStates(r.states) }()
 	if !r.until(convergeLimit, 500*millisecond, func() bool { why = r.inspect(); return why == nil }) {
 		r.fail("P7", msgKey{}, "%d s after all is delivered: %v", convergeLimit/second, why)
 	}
@@ -391,6 +393,7 @@ func (r *runner) inspect() error {
 		}
 	}
 	r.until(second, 5*millisecond, func() bool { return left == 0 })
+	r.states = states
 	return r.check.converged(states, ps)
 }
 

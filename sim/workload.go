@@ -33,6 +33,9 @@ type consuming interface {
 
 // newProducing makes the client of a producer of the plan.
 func (r *runner) newProducing(spec *plan.Producer) producing {
+	if !spec.Raw {
+		return r.newLibProducer(spec)
+	}
 	q := r.queue(spec.Queue)
 	index := uint32(spec.Partition) % q.entry.Settings.Partitions
 	p := r.newProducer(spec.Name, q, q.entry.Partition(index))
@@ -45,6 +48,9 @@ func (r *runner) newProducing(spec *plan.Producer) producing {
 
 // newConsuming makes the client of a consumer of the plan.
 func (r *runner) newConsuming(spec *plan.Consumer) consuming {
+	if !spec.Raw {
+		return r.newLibConsumer(spec)
+	}
 	c := r.newConsumer(spec.Name, r.queue(spec.Queue), spec.Group)
 	c.window, c.hold = uint64(spec.Window), int64(spec.Hold)
 	c.nacks = int(spec.Nack*100 + 0.5)

@@ -375,6 +375,7 @@ func (h *host) start() {
 	h.life++
 	h.boot = h.disk.countBoot()
 	h.running, h.paused, h.crashIn, h.stopped, h.drained = true, false, -1, nil, false
+	w.tellNode(history.NodeUp, h)
 	h.inbox, h.peers, h.pausedTo, h.bootSeen = nil, nil, 0, nil
 	h.busy, h.backlog = false, nil
 	h.boots = w.now
@@ -415,6 +416,7 @@ func (h *host) crash() {
 		w.tracef("%s crash", h.name)
 	}
 	h.running = false
+	w.tellNode(history.NodeDown, h)
 	h.life++
 	h.disk.crash()
 	w.check.crashed(h)

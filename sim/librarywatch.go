@@ -1,0 +1,167 @@
+package sim
+
+import (
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// libraryWatch sees the requests of a library and their answers, as they are on the
+// wire, and tells the checker what a raw client tells it of itself.
+type libraryWatch struct {
+	l *library
+	// stored is called with each message before it is first sent to any node.
+	stored func(number uint64, key msgKey)
+	leases map[leaseKey]int64 // world time until which deliveries surely run
+}
+
+// leaseKey names a delivery.
+type leaseKey struct {
+	partition wire.PartitionID
+	term      wire.Term
+	serial    uint64
+}
+
+func leaseOf(r *wire.Receipt) leaseKey { return leaseKey{r.Partition, r.Term, r.Serial} }
+
+// begin forgets what an earlier process had.
+func (x *libraryWatch) begin() { x.leases = map[leaseKey]int64{} }
+
+// delivered notes until when the client may count on a delivery: by its clock, which may
+// run wrong by 5 %, from when it came.
+func (x *libraryWatch) delivered(m *wire.Deliver) {
+	for i := range m.Deliveries {
+		d := &m.Deliveries[i]
+		x.leases[leaseOf(&d.Receipt)] = x.l.w.now + int64(d.Lease)*millisecond*95/100
+	}
+}
+
+// left is for how long a delivery surely runs yet.
+func (x *libraryWatch) left(r *wire.Receipt) int64 { return x.leases[leaseOf(r)] - x.l.w.now }
+
+// consumer is the client as the checker knows it.
+func (x *libraryWatch) consumer() *consumer { return &consumer{w: x.l.w, h: x.l.h} }
+
+// asking is called with a request that is about to be sent; what it returns, with the
+// answer.
+func (x *libraryWatch) asking(msg wire.Message) func(from *host, answer wire.Message) {
+	switch m := msg.(type) {
+	case *wire.Enqueue:
+		x.enqueueing(m)
+		return func(from *host, answer wire.Message) { x.enqueued(from, m, answer) }
+	case *wire.Settle:
+		x.settling(m)
+		asked := x.l.w.now
+		return func(from *host, answer wire.Message) { x.settled(from, m, asked, answer) }
+	}
+	return func(*host, wire.Message) {}
+}
+
+// enqueueing notes which messages are in a batch: the library numbers them itself.
+func (x *libraryWatch) enqueueing(m *wire.Enqueue) {
+	w := x.l.w
+	if w.check.messages[msgKey{m.Producer, m.Sequence}] != nil {
+		return // tried again
+	}
+	if w.names.producers[m.Producer] == "" {
+		w.names.producers[m.Producer] = x.l.name + "/" + w.names.partition(m.Partition)
+	}
+	q := w.check.queueOf(m.Partition)
+	if q == nil {
+		w.fail("P10", keyOf(m), "the library of %s sends to %s, which is no partition", x.l.name, m.Partition)
+		return
+	}
+	rest := m.Records
+	for i := range uint64(m.Count) {
+		r, tail, err := wire.DecodeRecord(rest)
+		if err != nil {
+			w.fail("P9", keyOf(m), "the library of %s sends %s with bad records: %v", x.l.name, w.describe(m), err)
+			return
+		}
+		rest = tail
+		key := msgKey{m.Producer, m.Sequence + i}
+		w.check.sent(q, m.Partition, key, string(r.Body))
+		if x.stored != nil {
+			x.stored(messageOf(string(r.Body)).Number, key)
+		}
+	}
+}
+
+func (x *libraryWatch) enqueued(from *host, m *wire.Enqueue, answer wire.Message) {
+	w := x.l.w
+	switch a := answer.(type) {
+	case *wire.Enqueued:
+	case *wire.Error:
+		switch a.Code {
+		case wire.CodeOverloaded, wire.CodeDiskFull, wire.CodeQuorum, wire.CodeTimeout, wire.CodeNotReady, wire.CodeNotOwner, wire.CodeLaneConflict, wire.CodeNoQueue:
+		default:
+			w.fail("P10", keyOf(m), "%s refuses %s with: %s", from.name, w.describe(m), a.Error())
+		}
+	default:
+		w.fail("P10", keyOf(m), "%s answers %s with %T", from.name, w.describe(m), answer)
+	}
+}
+
+// each calls do for each message of an item.
+func (x *libraryWatch) each(it *wire.SettleItem, do func(h *holding)) {
+	for _, run := range it.Runs {
+		for o := run.From; o < run.To; o++ {
+			do(&holding{key: msgKey{it.Receipt.Producer, it.Receipt.Sequence + uint64(o-it.Receipt.Run.From)}, receipt: it.Receipt, offset: o})
+		}
+	}
+}
+
+func (x *libraryWatch) settling(m *wire.Settle) {
+	for i := range m.Items {
+		it := &m.Items[i]
+		x.each(it, func(h *holding) {
+			switch it.Kind {
+			case wire.SettleAck:
+				x.l.w.check.acking[groupKey{it.Receipt.Group, h.key}] = true
+			case wire.SettleNack, wire.SettleRelease:
+				x.l.w.check.ended(x.consumer(), h)
+			}
+		})
+	}
+}
+
+func (x *libraryWatch) settled(from *host, m *wire.Settle, asked int64, answer wire.Message) {
+	w := x.l.w
+	s, ok := answer.(*wire.Settled)
+	if e, is := answer.(*wire.Error); is {
+		s = &wire.Settled{}
+		for range m.Items {
+			s.Codes = append(s.Codes, e.Code)
+		}
+	} else if !ok || len(s.Codes) != len(m.Items) {
+		w.fail("P10", keyOf(m), "%s answers a settle of %d items with %s", from.name, len(m.Items), w.describe(answer))
+		return
+	}
+	for i := range m.Items {
+		it := &m.Items[i]
+		switch s.Codes[i] {
+		case 0:
+			if it.Kind == wire.SettleExtend {
+				k := leaseOf(&it.Receipt)
+				x.leases[k] = max(x.leases[k], asked+int64(it.Delay)*millisecond*95/100)
+			}
+			x.each(it, func(h *holding) {
+				switch it.Kind {
+				case wire.SettleAck:
+					w.check.ended(x.consumer(), h)
+				case wire.SettleExtend:
+					h.until = asked + int64(it.Delay)*millisecond
+					w.check.extended(x.consumer(), h)
+				}
+			})
+		case wire.CodeNotOwner, wire.CodeTimeout, wire.CodeNotReady, wire.CodeQuorum, wire.CodeOverloaded, wire.CodeNoQueue:
+		case wire.CodeStaleReceipt:
+			if it.Kind == wire.SettleAck {
+				w.fail("P10", keyOf(m), "%s says %s to an ack of %s", from.name, codeName(s.Codes[i]), w.names.receipt(&it.Receipt))
+			}
+		default:
+			w.fail("P10", keyOf(m), "%s says %s to %s of %s", from.name, codeName(s.Codes[i]), settlings[it.Kind], w.names.receipt(&it.Receipt))
+		}
+	}
+}
+
+// stored tells whether any disk has a message, or had it.
+func (k *checker) stored(m msgKey) bool { return k.synced[m] != 0 }
