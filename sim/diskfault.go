@@ -76,7 +76,7 @@ func (h *host) endBy(e demise, lose int) {
 // boot number too.
 func (h *host) rollback(by int64) bool {
 	w, d := h.w, h.disk
-	if !h.running || !w.mayLose(h) {
+	if !h.running || !w.mayLose(h) || !w.mayGo() { // it may be found to be old, and taken away
 		return false
 	}
 	to := w.now - by
@@ -118,7 +118,7 @@ func (h *host) rollback(by int64) bool {
 
 // wipe ends the process of h and loses its disk; a new node will be in its place.
 func (h *host) wipe() bool {
-	if !h.running || !h.w.mayLose(h) {
+	if !h.running || !h.w.mayLose(h) || !h.w.mayGo() {
 		return false
 	}
 	h.crash()
@@ -332,6 +332,14 @@ func (d *disk) damage(coin uint64, scrub bool) bool {
 	return true
 }
 
+// mayGo tells whether a node may be gone for ever: each partition has a majority of its
+// home replicas without it.
+func (w *world) mayGo() bool {
+	return w.beyond || !slices.ContainsFunc(w.check.queues, func(q *queue) bool {
+		return min(int(q.entry.Settings.Replicas), len(w.nodes())) < 3
+	})
+}
+
 // mayLose tells whether the promises cover that the disk of h loses something now: any
 // W-1 disks may (P1), one after the other once what was lost is whole again, while a majority
 // of the others remembers (P3, P12).
@@ -360,7 +368,7 @@ func (w *world) mayLose(h *host) bool {
 		}
 		for _, p := range q.partitions() {
 			for _, o := range w.nodes() {
-				if o.core.Repairing(p) || o.disk.damaged {
+				if o.core.Repairing(p) || o.disk.damaged || o.disk.old {
 					return false
 				}
 			}
