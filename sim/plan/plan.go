@@ -42,7 +42,7 @@ type Mesh struct {
 type Node struct {
 	Name  string   `json:"name"`
 	Zone  string   `json:"zone,omitempty"`
-	Drift int      `json:"drift,omitempty"` // of its monotonic clock, parts per million; |drift| < 25,000
+	Drift int      `json:"drift,omitempty"` // of its monotonic clock, parts per million, at most 500,000
 	Wall  Duration `json:"wall,omitempty"`  // how far its wall clock is off
 	// Joins is when it is started, after the load began; 0: before, with the founder.
 	Joins Duration `json:"joins,omitempty"`
