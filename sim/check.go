@@ -44,6 +44,7 @@ type checker struct {
 	owned    map[int][]core.Ownership
 	ownerAt  map[wire.PartitionID]int64 // when there was last an owner, or no majority that could have one
 	waiting  map[*host][]waiting
+	disks    map[*host]diskWatch
 	handover map[termKey]bool
 
 	idle  bool // no check of P2live: the mesh is not set up yet
@@ -100,6 +101,12 @@ type ownership struct {
 	life  int
 }
 
+// diskWatch is what is known of how a disk keeps up.
+type diskWatch struct {
+	syncs  uint64 // number of the fsync that was under way at the last look; 0: none
+	behind int64  // when one was last seen to take longer than from one look to the next
+}
+
 type waiting struct {
 	id core.ReqID
 	r  *request
@@ -110,7 +117,7 @@ func newChecker(w *world) *checker {
 		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, synced: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
 		handed: map[groupKey][]*handout{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
 		owned: map[int][]core.Ownership{}, owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
-		waiting: map[*host][]waiting{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{},
+		waiting: map[*host][]waiting{}, disks: map[*host]diskWatch{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{},
 	}
 }
 
@@ -186,7 +193,7 @@ func (k *checker) deadlines(h *host) {
 			}
 			continue
 		}
-		if h.paused {
+		if h.paused || h.busy {
 			x.r.deadline = max(x.r.deadline, k.w.now+6*second)
 		}
 		if k.w.now > x.r.deadline {
@@ -548,6 +555,16 @@ func (k *checker) watch() {
 	for _, h := range k.w.nodes() {
 		if h.running {
 			k.deadlines(h)
+			d := k.disks[h]
+			switch {
+			case h.disk.syncing == nil:
+				d.syncs = 0
+			case h.disk.syncs == d.syncs:
+				d.behind = k.w.now
+			default:
+				d.syncs = h.disk.syncs
+			}
+			k.disks[h] = d
 		}
 		if h.stopped != nil {
 			k.w.fail("Stop", msgKey{}, "%s stopped: %v", h.name, h.stopped)
@@ -589,7 +606,7 @@ func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
 	}
 	var up []*host
 	for _, id := range ids {
-		if h := k.w.node(id); h != nil && h.running && !h.paused && h.slow == 0 && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.w.disks.stallBy <= second {
+		if h := k.w.node(id); h != nil && h.running && !h.paused && !h.busy && h.slow == 0 && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.disks[h].behind < k.w.now-second {
 			up = append(up, h)
 		}
 	}

@@ -62,7 +62,11 @@ func (r *runner) strike(number int) {
 			r.lasts(f.For, func() { end(); over() })
 			return
 		}
-		over()
+		if why == "" {
+			over()
+		} else {
+			r.tell(history.Event{Kind: history.FaultEnd, Number: number})
+		}
 	}
 	if why != "" {
 		r.say("skipped: %s: %s", f, why)

@@ -1,14 +1,13 @@
 package sim
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -52,60 +51,37 @@ func TestSwarm(t *testing.T) {
 		report(t, r)
 		return
 	}
-	seeds := uint64(*swarmSeeds)
+	s := &Swarm{First: *swarmFirst, Seeds: *swarmSeeds, Twice: 20, KeepGoing: *swarmKeep}
 	if testing.Short() {
-		seeds = min(seeds, 20)
+		s.Seeds = min(s.Seeds, 20)
+	}
+	ctx := t.Context()
+	if *swarmTime > 0 {
+		s.Seeds = 0
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, *swarmTime)
+		defer cancel()
+	}
+	bad := map[string][]uint64{}
+	s.Done = func(r *Result) {
+		if *swarmStats {
+			fmt.Fprintf(os.Stderr, "seed %d: %d steps, %d ms, %+v, faults: %s, %v\n", r.Plan.Seed, r.Steps, r.Time.Milliseconds(), r.Stats, kindsOf(r.Plan), r.Violation)
+		}
+		if v := r.Violation; v != nil {
+			bad[v.Promise] = append(bad[v.Promise], r.Plan.Seed)
+			if *swarmKeep {
+				t.Errorf("seed %d (faults: %s), %s at %d ms: %v", r.Plan.Seed, kindsOf(r.Plan), r.Phase, v.At.Milliseconds(), v)
+			}
+		}
 	}
 	start := time.Now()
-	var (
-		mu         sync.Mutex // guards what follows
-		next       = *swarmFirst
-		over       bool
-		bad        = map[string][]uint64{}
-		first      *Result // of those that failed, the one with the lowest seed
-		run, steps int
-		simulated  time.Duration
-		workers    sync.WaitGroup
-	)
-	take := func() (uint64, bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		if over || *swarmTime > 0 && time.Since(start) > *swarmTime || *swarmTime == 0 && next >= *swarmFirst+seeds {
-			return 0, false
-		}
-		next++
-		return next - 1, true
-	}
-	for range runtime.GOMAXPROCS(0) { // seeds share nothing
-		workers.Go(func() {
-			for seed, ok := take(); ok; seed, ok = take() {
-				r := Run(plan.Generate(seed, plan.GenerateOptions{}), Options{})
-				mu.Lock()
-				run++
-				steps += r.Steps
-				simulated += r.Time
-				if *swarmStats {
-					fmt.Fprintf(os.Stderr, "seed %d: %d steps, %d ms, %+v, faults: %s, %v\n", seed, r.Steps, r.Time.Milliseconds(), r.Stats, kindsOf(r.Plan), r.Violation)
-				}
-				if r.Violation != nil {
-					bad[r.Violation.Promise] = append(bad[r.Violation.Promise], seed)
-					if first == nil || seed < first.Plan.Seed {
-						first = r
-					}
-					if over = !*swarmKeep; *swarmKeep {
-						t.Errorf("seed %d (faults: %s), %s at %d ms: %v", seed, kindsOf(r.Plan), r.Phase, r.Violation.At.Milliseconds(), r.Violation)
-					}
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	workers.Wait()
-	if first != nil && !*swarmKeep {
-		report(t, first)
+	out := s.Run(ctx)
+	if len(out.Bad) > 0 && !*swarmKeep {
+		report(t, out.Bad[0])
 	}
 	took := time.Since(start).Seconds()
-	t.Logf("%d seeds, %.1f hours simulated, %.1f seeds/s, %.0f steps/s; bad: %v", run, simulated.Hours(), float64(run)/took, float64(steps)/took, bad)
+	t.Logf("%d seeds, %d of them twice, %.1f hours simulated, %.1f seeds/s, %.0f steps/s; bad: %v",
+		out.Seeds, out.Twice, out.Virtual.Hours(), float64(out.Seeds)/took, float64(out.Steps)/took, bad)
 }
 
 // report runs a failed plan again with its trace, and prints what concerns the guilty

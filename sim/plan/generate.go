@@ -93,6 +93,19 @@ func (d dice) two(names []string) (a, b []string) {
 	return []string{names[i]}, []string{names[j]}
 }
 
+// talking are the names of two that have connections: nodes, or a node and a client in
+// either direction.
+func (d dice) talking(g *generator) (from, to []string) {
+	if d.oneIn(2) {
+		return d.two(g.names)
+	}
+	from, to = d.one(append(g.producers(), g.consumers()...)), d.one(g.names)
+	if d.oneIn(2) {
+		return to, from
+	}
+	return from, to
+}
+
 // some are at least lo and at most hi different names, in order.
 func (d dice) some(names []string, lo, hi int) []string {
 	n := d.from(lo, min(hi, len(names)))

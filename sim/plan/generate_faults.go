@@ -98,7 +98,7 @@ var generators = []struct {
 	}},
 	{SlowLink, func(g *generator, d dice) {
 		g.times(d, 3, func() Fault {
-			a, b := d.two(g.all())
+			a, b := d.talking(g)
 			return Fault{Kind: SlowLink, On: a, To: b, For: d.time(500*millisecond, 6*second), By: d.time(20*millisecond, 2*second)}
 		})
 	}},
@@ -144,7 +144,7 @@ var generators = []struct {
 	}},
 	{Corrupt, func(g *generator, d dice) {
 		g.times(d, 2, func() Fault {
-			a, b := d.two(g.all())
+			a, b := d.talking(g)
 			return Fault{Kind: Corrupt, On: a, To: b, For: d.time(500*millisecond, 5*second), Share: float64(d.from(1, 20)) / 200}
 		})
 	}},
@@ -216,6 +216,11 @@ var generators = []struct {
 	{Rollback, func(g *generator, d dice) {
 		g.times(d, 1, func() Fault {
 			return Fault{Kind: Rollback, On: d.one(g.names), For: d.time(10*millisecond, 2*second), By: d.time(second, 10*second)}
+		})
+	}},
+	{Wipe, func(g *generator, d dice) {
+		g.times(d, 1, func() Fault {
+			return Fault{Kind: Wipe, On: d.one(g.names), For: d.time(10*millisecond, 3*second)}
 		})
 	}},
 	{KeyReturns, func(g *generator, d dice) {
