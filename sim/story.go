@@ -29,7 +29,13 @@ type storyteller struct {
 	streams   map[stream]*streamCount
 	ties      []*tie // connections that the message was handed over
 	onWay     []onWay
-	ackedBy   []string // replicas that have synced the ack, without the owner
+	ackedBy   map[string][]string // by group: who has synced the ack, without the owner
+
+	// Groups of what is told: "" is for all. Often it is known at the end alone which
+	// group the violation is about.
+	ofFrame  string // of the frame that is looked at
+	ofLines  []string
+	ofArrows []string
 }
 
 // stream is one direction of a connection.
@@ -55,26 +61,29 @@ type askedFrame struct {
 }
 
 type question struct {
-	msg  wire.Message
-	item int // of a Settle: the place of the message in it
+	msg   wire.Message
+	item  int // of a Settle: the place of the message in it
+	group string
 }
 
 // life is what is open in the lane of a host.
 type life struct {
 	lane int
 	open map[string]history.Span // by state
+	told map[string]bool         // the beginning of the state has a line
 }
 
 // tie is a connection over which a consumer got the message.
 type tie struct {
-	conn *conn
-	up   [2]bool
+	conn  *conn
+	up    [2]bool
+	group string
 }
 
 func newStoryteller(w *world, about history.Message, group string) *storyteller {
 	s := &storyteller{
 		w: w, about: about, group: group, seen: map[string]bool{}, asked: map[askedFrame]question{},
-		lives: map[*host]*life{}, streams: map[stream]*streamCount{},
+		lives: map[*host]*life{}, streams: map[stream]*streamCount{}, ackedBy: map[string][]string{},
 	}
 	w.observe = s.sending
 	return s
@@ -95,6 +104,9 @@ func (s *storyteller) finish(v *history.Violation) *history.Story {
 		}
 	}
 	if v != nil {
+		if n := len(s.ofArrows); v.Group == "" && n > 0 && s.story.Arrows[n-1].Sent == v.At {
+			s.leave(s.ofArrows[n-1])
+		}
 		where := ""
 		if n := len(s.story.Arrows); n > 0 && s.story.Arrows[n-1].Sent == v.At {
 			where = s.story.Arrows[n-1].From
@@ -109,6 +121,29 @@ func (s *storyteller) finish(v *history.Violation) *history.Story {
 	return &s.story
 }
 
+// leave takes out what is about other groups.
+func (s *storyteller) leave(group string) {
+	if group == "" {
+		return
+	}
+	place := make([]int, len(s.story.Arrows)+1) // new number by old number
+	var arrows []history.Arrow
+	for i, a := range s.story.Arrows {
+		if g := s.ofArrows[i]; g == "" || g == group {
+			arrows = append(arrows, a)
+			place[i+1] = len(arrows)
+		}
+	}
+	var lines []history.Line
+	for i, l := range s.story.Biography {
+		if g := s.ofLines[i]; g == "" || g == group {
+			l.Arrow = place[l.Arrow]
+			lines = append(lines, l)
+		}
+	}
+	s.story.Arrows, s.story.Biography = arrows, lines
+}
+
 func (s *storyteller) now() time.Duration { return s.w.sinceLoad() }
 
 func (s *storyteller) began() bool { return s.w.began > 0 }
@@ -116,6 +151,10 @@ func (s *storyteller) began() bool { return s.w.began > 0 }
 func (s *storyteller) line(where string, arrow int, format string, args ...any) {
 	s.seen[where] = true
 	s.story.Biography = append(s.story.Biography, history.Line{At: s.now(), Where: where, Text: fmt.Sprintf(format, args...), Arrow: arrow})
+	s.ofLines = append(s.ofLines, "")
+	if arrow > 0 {
+		s.ofLines[len(s.ofLines)-1] = s.ofArrows[arrow-1]
+	}
 }
 
 // Lanes.
@@ -151,6 +190,7 @@ func (s *storyteller) look() {
 		for i, up := range t.conn.up {
 			if t.up[i] && !up && t.conn.side(i).running {
 				s.line(t.conn.side(i).name, 0, "loses its connection to %s", t.conn.side(1-i).name)
+				s.ofLines[len(s.ofLines)-1] = t.group
 			}
 		}
 		t.up = t.conn.up
@@ -170,7 +210,7 @@ func inStory(h *host) bool {
 func (s *storyteller) lookAt(h *host) {
 	l := s.lives[h]
 	if l == nil {
-		l = &life{lane: len(s.story.Lanes), open: map[string]history.Span{}}
+		l = &life{lane: len(s.story.Lanes), open: map[string]history.Span{}, told: map[string]bool{}}
 		s.lives[h] = l
 		s.story.Lanes = append(s.story.Lanes, history.Lane{Name: h.name, Client: h.client != nil})
 	}
@@ -235,9 +275,10 @@ func (s *storyteller) state(h *host, l *life, state string, is bool, text string
 	if is {
 		l.open[state] = history.Span{From: now, State: state, Text: text}
 	}
-	if !s.seen[h.name] && s.about != (history.Message{}) || was && is && state != "cut" {
+	if !s.seen[h.name] && s.about != (history.Message{}) || was && is && state != "cut" || !is && !l.told[state] {
 		return
 	}
+	l.told[state] = is
 	words := laneWords[state]
 	switch {
 	case state == "cut" && is:
@@ -288,7 +329,7 @@ func (s *storyteller) lookAtOwners() {
 		for _, o := range s.w.check.owned[h.index] {
 			if o.Partition == s.partition && s.owner.Less(o.Term) {
 				s.owner = o.Term
-				s.ackedBy = nil
+				clear(s.ackedBy)
 				s.line(h.name, 0, "owns %s, in term %s", s.w.names.partition(s.partition), s.w.names.term(o.Term))
 			}
 		}
@@ -310,6 +351,7 @@ func (s *storyteller) sending(c *conn, dir int, f frame, lost bool) {
 		n.sent++
 		number = n.sent
 	}
+	s.ofFrame = ""
 	label := s.label(c, f)
 	if label == "" {
 		return
@@ -319,13 +361,14 @@ func (s *storyteller) sending(c *conn, dir int, f frame, lost bool) {
 	s.story.Arrows = append(s.story.Arrows, history.Arrow{
 		From: from.name, To: to.name, Sent: s.now(), Got: time.Duration(f.arrives - s.w.began), Lost: dead, Label: label,
 	})
+	s.ofArrows = append(s.ofArrows, s.ofFrame)
 	arrow := len(s.story.Arrows)
 	if !dead {
 		s.onWay = append(s.onWay, onWay{stream{c, dir}, number, arrow - 1})
 	}
 	s.tellFrame(c, from, to, f, arrow, lost)
 	if f.kind == frameRequest {
-		s.asked[askedFrame{c, f.number}] = question{f.msg, s.itemOf(f.msg)}
+		s.asked[askedFrame{c, f.number}] = question{f.msg, s.itemOf(f.msg), s.ofFrame}
 	}
 }
 
@@ -403,7 +446,12 @@ func (s *storyteller) hasReceipt(r *wire.Receipt) bool {
 }
 
 func (s *storyteller) ofGroup(g wire.GroupID) bool {
-	return s.group == "" || s.w.names.group(g) == s.group
+	name := s.w.names.group(g)
+	if s.group != "" && name != s.group {
+		return false
+	}
+	s.ofFrame = name
+	return true
 }
 
 // offset is where the message is in the run of a receipt.
@@ -455,6 +503,7 @@ func (s *storyteller) label(c *conn, f frame) string {
 			return ""
 		}
 		delete(s.asked, key)
+		s.ofFrame = q.group
 		return s.answerLabel(q, f.msg)
 	}
 	switch m := f.msg.(type) {
@@ -555,8 +604,8 @@ func (s *storyteller) tellFrame(c *conn, from, to *host, f frame, arrow int, los
 		}
 		s.line(from.name, arrow, "hands it to %s: term %s, attempt %d%s, lease %s%s", to.name, s.w.names.term(d.Receipt.Term), d.Receipt.Attempt, again,
 			history.Short(time.Duration(d.Lease)*time.Millisecond), gone)
-		if !slices.ContainsFunc(s.ties, func(t *tie) bool { return t.conn == c }) {
-			s.ties = append(s.ties, &tie{c, c.up})
+		if !slices.ContainsFunc(s.ties, func(t *tie) bool { return t.conn == c && t.group == s.ofFrame }) {
+			s.ties = append(s.ties, &tie{c, c.up, s.ofFrame})
 		}
 	case *wire.Settle:
 		words := [...]string{"acks it", "gives it back (nack)", "wants to keep it longer", "gives it back without an attempt"}
@@ -576,14 +625,16 @@ func (s *storyteller) tellFrame(c *conn, from, to *host, f frame, arrow int, los
 			s.line(from.name, arrow, "has it, but does not count: %s%s", codeName(m.Code), gone)
 		} else if strings.HasPrefix(s.story.Arrows[arrow-1].Label, "settled") {
 			s.line(from.name, arrow, "has synced the ack%s", gone)
-			s.ackedBy = append(s.ackedBy, from.name)
+			if !slices.Contains(s.ackedBy[s.ofFrame], from.name) {
+				s.ackedBy[s.ofFrame] = append(s.ackedBy[s.ofFrame], from.name)
+			}
 		}
 	case *wire.Settled:
 		label := s.story.Arrows[arrow-1].Label
 		if label == "settled: ok" {
 			by := ""
-			if len(s.ackedBy) > 0 {
-				by = ": " + strings.Join(append([]string{from.name}, s.ackedBy...), " ") + " hold that"
+			if held := s.ackedBy[s.ofFrame]; len(held) > 0 && s.w.node(s.owner.Node) == from {
+				by = ": " + strings.Join(append([]string{from.name}, held...), " ") + " hold that"
 			}
 			s.line(from.name, arrow, "answers %s: done%s%s", to.name, by, gone)
 		} else {
@@ -609,6 +660,7 @@ func (s *storyteller) told(e *history.Event) {
 	case history.Dropped, history.LeaseOver, history.AckFailed:
 		if e.Message == s.about && s.about != (history.Message{}) && (s.group == "" || e.Group == s.group) {
 			s.line(e.Who, 0, "%s", e.Words())
+			s.ofLines[len(s.ofLines)-1] = e.Group
 		}
 	}
 }

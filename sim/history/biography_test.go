@@ -39,7 +39,7 @@ func TestBiography(t *testing.T) {
 
 func TestShort(t *testing.T) {
 	for want, d := range map[string]time.Duration{
-		"412µs": 412_345, "3.4ms": 3_412_345, "35ms": 34_612_345, "1.25s": 1_249_000_000, "2m5s": 125_100_000_000, "-1s": -time.Second, "0s": 0,
+		"412µs": 412_345, "3.4ms": 3_412_345, "35ms": 34_612_345, "1.25s": 1_249_000_000, "2m5s": 125_100_000_000, "-1s": -time.Second, "0s": 0, "1m": time.Minute,
 	} {
 		if got := Short(d); got != want {
 			t.Errorf("%d: got %s, want %s", d, got, want)

@@ -105,23 +105,13 @@ func drawCharts(r *Run, withLanes bool) *charts {
 	c.Height = y + axisHeight
 	for _, t := range ticks(0, end, 10) {
 		if x(t) < pictureWidth-margin-10 {
-			c.Ticks = append(c.Ticks, tick{px(x(t)), round(t)})
+			c.Ticks = append(c.Ticks, tick{px(x(t)), history.Short(t)})
 		}
 	}
 	if v := r.Violation; v != nil {
 		c.Broken, c.BrokenA = px(x(min(v.At, end))), msText(min(v.At, end))
 	}
 	return c
-}
-
-// round is a round time with no more digits than it has: 1.5s, 20s, 3m.
-func round(t time.Duration) string {
-	s := history.Short(t)
-	s = strings.TrimSuffix(s, "m0s")
-	if len(s) < len(history.Short(t)) {
-		s += "m"
-	}
-	return s
 }
 
 // again is the chart of redeliveries: a dot for each, on a scale of logarithms.

@@ -15,6 +15,7 @@
       set(e, { x: a.toFixed(1), width: Math.max(b - a, b > left && a < width - right ? 2 : 0).toFixed(1) });
     }
     for (const e of all(svg, "line[data-a]")) set(e, { x1: x(+e.dataset.a).toFixed(1), x2: x(+e.dataset.b).toFixed(1) });
+    for (const e of all(svg, "rect.clip")) set(e, { x: left - 6, width: width - left + 6 });
     for (const e of all(svg, "rect.full")) set(e, { x: left, width: width - left - right });
     for (const e of all(svg, "line.full")) set(e, { x1: left, x2: width - right });
     for (const e of all(svg, ".name, .top")) set(e, { x: left - 10 });
@@ -32,6 +33,7 @@
       const width = runSVG.clientWidth || was, left = gutterOf(runSVG, width);
       const k = (width - left - right) / (was - first - right);
       set(runSVG, { viewBox: `0 0 ${width} ${height}`, height });
+      runSVG.style.height = height + "px";
       for (const e of all(runSVG, "rect[data-a], line[data-a]")) {
         if (!e.dataset.x) { e.dataset.x = e.getAttribute("x") || e.getAttribute("x1"); e.dataset.w = e.getAttribute("width") || 0; }
         const x = left + (e.dataset.x - first) * k;
@@ -40,7 +42,12 @@
       for (const e of all(runSVG, "rect.full")) set(e, { x: left, width: width - left - right });
       for (const e of all(runSVG, "line.full")) set(e, { x1: left, x2: width - right });
       for (const e of all(runSVG, ".name, .top")) set(e, { x: left - 10 });
-      for (const e of all(runSVG, ".title")) set(e, { x: left });
+      for (const e of all(runSVG, ".title")) {
+        const what = e.querySelector(".what");
+        what.style.display = "";
+        set(e, { x: left });
+        what.style.display = e.getComputedTextLength() > width - left ? "none" : "";
+      }
       for (const e of all(runSVG, ".plot")) set(e, { transform: `translate(${left} ${e.dataset.y}) scale(${(width - left - right) / 1000} 1)` });
       let before = -100;
       for (const e of all(runSVG, ".axis > g")) {
@@ -108,20 +115,39 @@
   function draw() {
     width = svg.clientWidth || 1000;
     left = gutterOf(svg, width);
-    set(svg, { viewBox: `0 0 ${width} ${height}`, height });
     place(svg, x, left, right, width);
+    const last = {}; // marks of a lane make room for each other
     for (const e of all(svg, "g[data-a]")) {
       const y = e.dataset.y ?? (e.dataset.y = e.transform.baseVal[0].matrix.f);
-      const px = x(+e.dataset.a);
+      let px = x(+e.dataset.a);
+      if (e.matches(".mark") && px > left - 20) {
+        const half = -e.firstElementChild.getAttribute("x");
+        px = Math.max(px, Math.min(px + 22, (last[y] ?? -99) + half + 1));
+        last[y] = px + half;
+      }
       set(e, { transform: `translate(${px.toFixed(1)} ${y})` });
     }
+    const faults = [];
     for (const e of all(svg, "text.label")) {
       const a = x(+e.dataset.a), b = x(+e.dataset.b);
       const start = clamp(a, left, width - right), end = clamp(Math.max(b, a), left, width - right);
       const fits = width - right - start >= e.textContent.length * 6.2;
       set(e, fits ? { x: start.toFixed(1), "text-anchor": "start" } : { x: Math.max(end, Math.min(width - right, left + e.textContent.length * 6.2)).toFixed(1), "text-anchor": "end" });
-      e.parentNode.style.display = b < left - 1 || a > width - right + 1 ? "none" : "";
+      const there = b >= left - 1 && a <= width - right + 1;
+      e.parentNode.style.display = there ? "" : "none";
+      if (there) faults.push(e.parentNode);
     }
+    // Faults that are there now, above the lanes, in rows of their own; thin ones if they are many.
+    const row = faults.length > 12 ? 6 : 20, above = top - 14 - faults.length * row;
+    faults.forEach((g, i) => {
+      const y = above + i * row;
+      g.classList.toggle("thin", row < 20);
+      set(g.querySelector("rect"), { y: y + row - (row < 20 ? 4 : 5) });
+      set(g.querySelector("text"), { y: y + row - 8 });
+    });
+    const shown = height - above + 4;
+    set(svg, { viewBox: `0 ${above - 4} ${width} ${shown}`, height: shown });
+    svg.style.height = shown + "px";
     ticks();
     set(track, { x: left, width: inner() });
     spots.replaceChildren();

@@ -17,7 +17,7 @@ import (
 const (
 	pictureWidth = 1000
 	gutter       = 96 // names of lanes, on the left
-	margin       = 16 // on the right
+	margin       = 24 // on the right
 	laneHeight   = 42
 	railHeight   = 12
 	faultHeight  = 20
@@ -122,6 +122,9 @@ func draw(r *Run) *picture {
 	}
 	p := &picture{Width: pictureWidth, Left: gutter, Right: margin, lane: map[string]int{}}
 	end := r.length()
+	for _, a := range arrows { // those that were on their way when it stopped
+		end = max(end, min(a.Got, r.length()+50*time.Millisecond))
+	}
 	lanes := takingPart(r, lanesOf(r), lines, arrows)
 	p.placeFaults(r)
 	p.Top = p.Bottom + 14
@@ -327,24 +330,23 @@ func faultTimes(r *Run, end time.Duration) [][2]time.Duration {
 	return out
 }
 
-// begin chooses what is shown first: all of it, or the last moments of the message.
+// begin chooses what is shown first: the life of the message, or the end of a long one.
 func (p *picture) begin(lines []history.Line, moments []time.Duration, end time.Duration) {
 	p.Script.End = ms(end)
 	for _, k := range p.axis.knots {
 		p.Script.Knots = append(p.Script.Knots, [2]float64{ms(k.at), k.x})
 	}
 	p.Script.To = 1
-	if len(moments) <= mostMoments {
+	from, last := max(lines[0].At, 0), min(lines[len(lines)-1].At, end)
+	inside := slices.DeleteFunc(slices.Clone(moments), func(t time.Duration) bool { return t < from || t > last })
+	if len(inside) < 5 {
 		return
 	}
-	from := max(lines[0].At, 0)
-	last := min(lines[len(lines)-1].At, end)
-	inside := slices.DeleteFunc(slices.Clone(moments), func(t time.Duration) bool { return t < from || t > last })
 	if over := len(inside) - mostMoments; over > 0 {
 		from = inside[over]
 	}
-	p.Script.From = max(0, p.axis.place(from)-0.01)
-	p.Script.To = min(1, p.axis.place(last)+0.01)
+	a, b := p.axis.place(from), p.axis.place(last)
+	p.Script.From, p.Script.To = max(0, a-(b-a)/20), min(1, b+(b-a)/20)
 }
 
 func (p *picture) x(t time.Duration) float64 {

@@ -5,6 +5,12 @@ package report
 // Inner is how wide the part with times is.
 func (p *picture) Inner() int { return p.Width - p.Left - p.Right }
 
+// Clip is where what has a time may be drawn: marks stick out at both ends.
+func (p *picture) Clip() int { return p.Left - 6 }
+
+// ClipWidth is how wide that is.
+func (p *picture) ClipWidth() int { return p.Width - p.Clip() }
+
 // NameX is where the names of lanes end.
 func (p *picture) NameX() int { return p.Left - 10 }
 
@@ -19,8 +25,13 @@ func (f faultBar) BarY(thin bool) int {
 	return f.Y + faultHeight - 5
 }
 
-// TextY is the baseline of its words.
-func (f faultBar) TextY() int { return f.Y + faultHeight - 8 }
+// TextY is the baseline of its words; where there are many faults they are hidden.
+func (f faultBar) TextY(thin bool) int {
+	if thin {
+		return f.Y + thinFault
+	}
+	return f.Y + faultHeight - 8
+}
 
 // RailY is the top of the rail of a lane.
 func (l lane) RailY() int { return l.Y - l.RailH()/2 }

@@ -92,11 +92,11 @@ func (r *Run) biography() []history.Line {
 
 // length is how long the run was in its own time.
 func (r *Run) length() time.Duration {
-	end := max(r.Length, time.Duration(r.Plan.Length))
-	if r.Length > 0 {
-		end = r.Length
-	}
+	end := cmp.Or(r.Length, time.Duration(r.Plan.Length))
 	if r.Violation != nil {
+		if !r.Real { // it stopped there, or the history goes on
+			end = 0
+		}
 		end = max(end, r.Violation.At)
 	}
 	if r.History != nil {
@@ -119,7 +119,7 @@ func mesh(p *plan.Plan) string {
 		text += fmt.Sprintf("; queue %s: %s, %s, write quorum %d", q.Name, count(cmp.Or(q.Partitions, 1), "partition"),
 			count(replicas, "replica"), cmp.Or(q.WriteQuorum, replicas/2+1))
 	}
-	return text + fmt.Sprintf("; %s, %s; %s under load", count(len(p.Producers), "producer"), count(len(p.Consumers), "consumer"), p.Length)
+	return text + fmt.Sprintf("; %s, %s; %s under load", count(len(p.Producers), "producer"), count(len(p.Consumers), "consumer"), history.Short(time.Duration(p.Length)))
 }
 
 func count(n int, what string) string {

@@ -1,7 +1,9 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/meshq/meshq/sim/history"
@@ -142,6 +144,7 @@ func realProcesses() *Run {
 		history.Event{At: 910 * mS, Kind: history.Delivered, Who: "c1", Node: "a", Group: "default", Message: m, Term: history.Term{Counter: 3, Node: "a"}, Attempt: 1, Lease: 30 * time.Second},
 		history.Event{At: 2950 * mS, Kind: history.Delivered, Who: "c2", Node: "b", Group: "default", Message: m, Term: history.Term{Counter: 4, Node: "b"}, Attempt: 2, Cause: "takeover"},
 	)
+	slices.SortStableFunc(r.History.Events, func(a, b history.Event) int { return cmp.Compare(a.At, b.At) })
 	return r
 }
 
