@@ -151,6 +151,9 @@ func (k *checker) forgets(h *host) {
 func (k *checker) sent(q *queue, p wire.PartitionID, m msgKey, body string) {
 	k.messages[m] = &sentMessage{q: q, partition: p, body: body, at: k.w.now}
 	k.order = append(k.order, m)
+	if k.w.story != nil {
+		k.w.story.numbered(m, body)
+	}
 }
 
 // confirmed is called when a producer learns that a batch is confirmed; the copies

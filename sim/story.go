@@ -19,7 +19,7 @@ type storyteller struct {
 	group string          // "": all
 	story history.Story
 
-	key       msgKey // of the message, once it was seen
+	key       msgKey // of the message, once it is known
 	partition wire.PartitionID
 	seen      map[string]bool // hosts that have to do with it
 	stored    uint64          // on which disks it was, at the last look
@@ -424,12 +424,14 @@ func (s *storyteller) lookAtFrames() {
 
 // has tells whether the count messages of a producer from first on hold the message.
 func (s *storyteller) has(p wire.ProducerID, first uint64, count uint64) bool {
-	n := s.about.Number
-	if s.about == (history.Message{}) || n < first || n >= first+count || s.w.names.producer(p) != s.about.Producer {
-		return false
+	return s.key != (msgKey{}) && p == s.key.producer && first <= s.key.sequence && s.key.sequence < first+count
+}
+
+// numbered sees each message when it is known by which ID and sequence nodes will know it.
+func (s *storyteller) numbered(key msgKey, body string) {
+	if s.about != (history.Message{}) && messageOf(body) == s.about {
+		s.key = key
 	}
-	s.key = msgKey{p, n}
-	return true
 }
 
 func (s *storyteller) hasBatch(b *wire.Batch) bool {
@@ -456,7 +458,7 @@ func (s *storyteller) ofGroup(g wire.GroupID) bool {
 
 // offset is where the message is in the run of a receipt.
 func (s *storyteller) offset(r *wire.Receipt) wire.Offset {
-	return r.Run.From + wire.Offset(s.about.Number-r.Sequence)
+	return r.Run.From + wire.Offset(s.key.sequence-r.Sequence)
 }
 
 // itemOf is the place of the message in a Settle; -1: it is not there.
@@ -548,7 +550,7 @@ func (s *storyteller) label(c *conn, f frame) string {
 }
 
 func (s *storyteller) at(b *wire.Batch) wire.Offset {
-	return b.Base + wire.Offset(s.about.Number-b.Sequence)
+	return b.Base + wire.Offset(s.key.sequence-b.Sequence)
 }
 
 func (s *storyteller) answerLabel(q question, answer wire.Message) string {

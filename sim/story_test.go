@@ -28,12 +28,17 @@ func TestStoryChangesNothing(t *testing.T) {
 // The life of a message in a mesh where nothing goes wrong, but that a node is killed
 // and another is cut off.
 func TestStory(t *testing.T) {
+	t.Run("raw", func(t *testing.T) { testStory(t, true) })
+	t.Run("library", func(t *testing.T) { testStory(t, false) })
+}
+
+func testStory(t *testing.T, raw bool) {
 	p := &plan.Plan{
 		Version: plan.Version, Seed: 5, Length: plan.Duration(4 * second),
 		Mesh:      plan.Mesh{Nodes: []plan.Node{{Name: "a"}, {Name: "b"}, {Name: "c"}}},
 		Queues:    []plan.Queue{{Name: "photos"}},
-		Producers: []plan.Producer{{Name: "p", Queue: "photos", Raw: true}},
-		Consumers: []plan.Consumer{{Name: "x", Queue: "photos", Raw: true}},
+		Producers: []plan.Producer{{Name: "p", Queue: "photos", Raw: raw}},
+		Consumers: []plan.Consumer{{Name: "x", Queue: "photos", Raw: raw}},
 		Faults: []plan.Fault{
 			{Kind: plan.Crash, At: plan.Duration(2 * second), For: plan.Duration(second), On: []string{"b"}},
 			{Kind: plan.Pause, At: plan.Duration(1 * second), For: plan.Duration(500 * millisecond), On: []string{"c"}},
