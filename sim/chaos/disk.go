@@ -69,7 +69,7 @@ func (n *Node) FillDisk(leave int64) (lift func(), err error) {
 // StallDisk lets all that writes or syncs wait until lift is called, which may be called
 // twice; a Kill ends it too.
 func (n *Node) StallDisk() (lift func(), err error) {
-	err = n.onDisk(plan.DiskStall, "stall the disk", func() error { return n.files(n.disk.freeze) })
+	err = n.onDisk(plan.DiskStall, "stall the disk", func() error { return n.files(func() error { return n.disk.freeze(n.mesh.run) }) })
 	if err != nil {
 		return nil, err
 	}
@@ -182,9 +182,16 @@ func (n *Node) Rollback(s *Snapshot) error {
 }
 
 // Wipe removes the files of a node that is down: its next start is that of a new node,
-// which joins.
+// which joins under another name (see Called), because a mesh has no two of one name.
 func (n *Node) Wipe() error {
-	return n.replace("wipe", func() error { return os.Mkdir(n.data(), 0o700) })
+	err := n.replace("wipe", func() error { return os.Mkdir(n.data(), 0o700) })
+	if err == nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.wiped++
+		n.as = fmt.Sprintf("%s-%d", n.name, n.wiped+1)
+	}
+	return err
 }
 
 func (n *Node) replace(what string, by func() error) error {

@@ -46,7 +46,7 @@ var deeds = map[plan.Kind]deed{
 	plan.Swizzle: swizzle, plan.SlowLink: slowLink, plan.Late: late, plan.Loss: loss, plan.Duplicate: duplicate,
 	plan.Bandwidth: bandwidth, plan.Reset: resetConnections, plan.Corrupt: corrupt, plan.GossipCut: gossipCut, plan.AnswerLost: answerLost,
 
-	plan.DiskFull: diskFull, plan.DiskError: diskError, plan.Torn: hurt(tearTail), plan.Amnesia: hurt(forget),
+	plan.DiskFull: diskFull, plan.DiskError: diskError, plan.DiskStall: diskStall, plan.Torn: hurt(tearTail), plan.Amnesia: hurt(forget),
 	plan.Damage: damage, plan.DamageRecord: hurt(flipRecord), plan.OpenError: hurt(spoilSegment), plan.Rollback: rollback, plan.Wipe: wipe,
 
 	plan.ConsumerCrash: clientCrash, plan.ProducerCrash: clientCrash, plan.ConsumerPause: consumerPause, plan.ConsumerSlow: consumerSlow,
@@ -54,39 +54,40 @@ var deeds = map[plan.Kind]deed{
 }
 
 // Impossible says why a plan as a whole cannot be run on real processes, with these
-// options: what it is about would be missing. "": it can.
+// options: what it is about would be missing. "": it can. A fault that the simulator alone
+// can bring about is left out of a plan; one that only this machine or these options lack
+// makes a scenario another one.
 func Impossible(p *plan.Plan, o Options) string {
+	scenarios := plan.Scenarios()
+	named := slices.IndexFunc(scenarios, func(s plan.Info) bool { return s.Name == p.Name })
+	if named >= 0 && scenarios[named].Where&plan.InReal == 0 {
+		return scenarios[named].Reason
+	}
 	c := o.config(p)
 	var reasons []string
+	possible, lacking := 0, 0
 	for _, f := range p.Faults {
 		err := c.Can(f.Kind)
 		if err == nil {
+			possible++
 			continue
+		}
+		if anywhere(f.Kind) {
+			lacking++
 		}
 		if why := err.Error(); !slices.Contains(reasons, why) {
 			reasons = append(reasons, why)
 		}
 	}
-	for _, n := range p.Mesh.Nodes {
-		if isScenario(p.Name) && (n.Drift != 0 || n.Wall != 0) {
-			reasons = append(reasons, "the clocks of "+n.Name+" cannot be set for it alone")
-		}
-	}
-	if len(reasons) == 0 {
-		return ""
-	}
-	// A scenario tells one story, and every fault of it counts. Of any other plan the rest
-	// is worth a run, if there is a rest.
-	possible := slices.ContainsFunc(p.Faults, func(f plan.Fault) bool { return c.Can(f.Kind) == nil })
-	if isScenario(p.Name) || !possible {
+	if named >= 0 && lacking > 0 || len(p.Faults) > 0 && possible == 0 {
 		return strings.Join(reasons, "; ")
 	}
 	return ""
 }
 
-// isScenario tells whether a plan is one of S00..S99.
-func isScenario(name string) bool {
-	return len(name) == 3 && name[0] == 'S' && strings.Trim(name[1:], "0123456789") == ""
+// anywhere tells whether a kind of fault can be brought about on real processes at all.
+func anywhere(kind plan.Kind) bool {
+	return slices.ContainsFunc(plan.Kinds, func(k plan.KindInfo) bool { return k.Kind == kind && k.Where&plan.InReal != 0 })
 }
 
 // begin lets all faults wait for their time.

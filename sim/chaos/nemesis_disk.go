@@ -30,6 +30,18 @@ func diskFull(f *fault) (func() error, error) {
 	return end, nil
 }
 
+// diskStall lets writes and syncs wait for By.
+func diskStall(f *fault) (func() error, error) {
+	return nil, f.each(func(p *patient) error {
+		lift, err := p.node.StallDisk()
+		if err == nil {
+			wait(f.n.heal, time.Duration(f.By))
+			lift()
+		}
+		return err
+	})
+}
+
 // diskError lets all syncs fail. A node that goes on then would confirm what it does not
 // have.
 func diskError(f *fault) (func() error, error) {
@@ -77,8 +89,7 @@ func wipe(f *fault) (func() error, error) {
 			if err := p.node.Kill(); err != nil {
 				return err
 			}
-			p.lost++
-			return p.node.Wipe()
+			return p.wipe()
 		})
 	})
 }

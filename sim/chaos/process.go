@@ -28,7 +28,6 @@ const (
 type Node struct {
 	mesh *Mesh
 	name string
-	as   string // what it calls itself: a twin has the name of the other
 	zone string
 	log  string // path
 	host *host
@@ -40,6 +39,8 @@ type Node struct {
 	proc   *process // the last that was started; nil before the first
 	paused bool     // by Pause
 	closed bool
+	as     string // what the mesh calls it: a twin has the name of the other
+	wiped  int    // times that its disk was
 }
 
 // addresses are host:port each.
@@ -84,7 +85,7 @@ func (m *Mesh) newNode(spec plan.Node) (*Node, error) {
 	}
 	if err != nil {
 		if n.disk != nil {
-			err = errors.Join(err, n.disk.remove())
+			err = errors.Join(err, n.files(n.disk.remove))
 		}
 		n.host.close()
 		return nil, err
@@ -107,6 +108,13 @@ func (m *Mesh) newAddresses(h *host) (a addresses, err error) {
 
 // Name is the node's name.
 func (n *Node) Name() string { return n.name }
+
+// Called is the name by which the mesh knows it.
+func (n *Node) Called() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.as
+}
 
 // Addr is the address of the mesh port, for clients.
 func (n *Node) Addr() string {
@@ -185,7 +193,7 @@ func (n *Node) start(join []string) error {
 		return errors.New("it runs already")
 	}
 	if n.disk != nil {
-		if err := n.disk.repower(); err != nil {
+		if err := n.files(n.disk.repower); err != nil {
 			return err
 		}
 	}
@@ -434,7 +442,7 @@ func (n *Node) close() error {
 	defer n.mu.Unlock()
 	var err error
 	if n.disk != nil {
-		err = n.disk.remove()
+		err = n.files(n.disk.remove)
 	}
 	n.host.close()
 	return err

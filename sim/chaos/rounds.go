@@ -24,6 +24,9 @@ func RunRandom(ctx context.Context, seed uint64, length time.Duration, shape Sha
 	}
 	end := time.Now().Add(length)
 	first := r.draw()
+	if err := first.Validate(); err != nil {
+		return err
+	}
 	s, err := newStage(ctx, first, o)
 	if err != nil {
 		return err
@@ -38,6 +41,9 @@ func (s *stage) rounds(ctx context.Context, r round, end time.Time, done func(*R
 	for {
 		r.last = time.Until(end) < 2*roundLength
 		p := r.draw()
+		if err := p.Validate(); err != nil {
+			return err
+		}
 		s.opts.say("round %d: %d faults of seed %d", r.number, len(p.Faults), r.seed)
 		result, err := s.run(ctx, p)
 		if err != nil {

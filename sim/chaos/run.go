@@ -117,6 +117,9 @@ type trial struct {
 // not possible; promises that were broken are in the result. When ctx ends, the load is
 // stopped, and the result says what was found until then.
 func Run(ctx context.Context, p *plan.Plan, o Options) (*Result, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
 	if why := Impossible(p, o); why != "" {
 		return &Result{Plan: p, Skipped: why}, nil
 	}
@@ -328,7 +331,7 @@ func (t *trial) names() map[uint64]string {
 	}
 	for _, m := range ring.Members {
 		if id, err := strconv.ParseUint(m.ID, 16, 64); err == nil {
-			names[id] = m.Name
+			names[id] = t.called(m.Name)
 		}
 	}
 	return names

@@ -117,11 +117,11 @@ func (t *trial) look(ctx context.Context) (l look, err error) {
 			want, digest := len(p.Home), ""
 			for _, r := range p.Replicas {
 				at := fmt.Sprintf("%s/%d on %s", q.Name, p.Partition, r.Node)
+				if t.gone(r.Node) { // it will not answer; who has its address now might
+					want--
+					continue
+				}
 				if r.Err != nil {
-					if t.gone(r.Node) {
-						want--
-						continue
-					}
 					return l, fmt.Errorf("%s: %w", at, r.Err)
 				}
 				replica := &history.Replica{
@@ -142,7 +142,7 @@ func (t *trial) look(ctx context.Context) (l look, err error) {
 					}
 				}
 				l.states = append(l.states, history.Event{
-					Kind: history.State, Who: r.Node, Node: r.Node, Queue: q.Name, Partition: uint32(p.Partition), Replica: replica,
+					Kind: history.State, Who: t.called(r.Node), Node: t.called(r.Node), Queue: q.Name, Partition: uint32(p.Partition), Replica: replica,
 				})
 			}
 			for i := len(l.states) - 1; i >= 0 && l.states[i].Queue == q.Name && l.states[i].Partition == uint32(p.Partition); i-- {
@@ -159,7 +159,7 @@ func (t *trial) look(ctx context.Context) (l look, err error) {
 	}
 	var hints []string
 	for _, n := range nodes {
-		if n.Err == nil && n.Hints > 0 {
+		if n.Err == nil && n.Hints > 0 && !t.gone(n.Name) {
 			hints = append(hints, fmt.Sprintf("%s keeps %d hints", n.Name, n.Hints))
 		}
 	}
@@ -167,16 +167,4 @@ func (t *trial) look(ctx context.Context) (l look, err error) {
 		l.why = strings.Join(hints, ", ")
 	}
 	return l, nil
-}
-
-// gone tells whether a replica that does not answer may be one whose disk was lost: its
-// name is then that of the node in its place, too.
-func (t *trial) gone(node string) bool {
-	p := t.patient(node)
-	if p == nil {
-		return false
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.lost > 0
 }

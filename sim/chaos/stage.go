@@ -50,7 +50,7 @@ type patient struct {
 
 	mu      sync.Mutex // one thing at a time is done to a node; protects the fields below
 	down    int        // faults that keep it down
-	lost    int        // of its names' identities: disks that are gone for good
+	lost    []string   // what the mesh called it when its disk was lost for good
 	rebirth int
 	kept    *Snapshot // for a rollback; nil: none
 }
@@ -254,11 +254,10 @@ func (p *patient) ended(exited <-chan struct{}) {
 	// then its disk counts as lost.
 	if logTells(p.node.Log(), olderData) {
 		p.stage.opts.say("%s refuses to start on a disk that is older than the mesh remembers: a new node with an empty disk takes its place", name)
-		if err := p.node.Wipe(); err != nil {
+		if err := p.wipe(); err != nil {
 			p.stage.breach("Start", "%s: %v", name, err)
 			return
 		}
-		p.lost++
 	} else {
 		p.stage.opts.say("%s ended by itself with exit code %d: %s", name, code, last)
 	}
@@ -275,6 +274,36 @@ func (p *patient) ended(exited <-chan struct{}) {
 			p.stage.breach("Start", "%s: %v", name, err)
 		}
 	})
+}
+
+// wipe takes the disk of a node that is down; mu is held. Its next start is that of
+// another node.
+func (p *patient) wipe() error {
+	was := p.node.Called()
+	err := p.node.Wipe()
+	if err == nil {
+		p.lost = append(p.lost, was)
+	}
+	return err
+}
+
+// gone tells whether the mesh knows under that name a node whose disk was lost.
+func (s *stage) gone(name string) bool {
+	return slices.ContainsFunc(s.all(), func(p *patient) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return slices.Contains(p.lost, name)
+	})
+}
+
+// called is the node of a plan that the mesh knows under that name.
+func (s *stage) called(name string) string {
+	for _, p := range s.all() {
+		if p.node.Called() == name {
+			return p.node.Name()
+		}
+	}
+	return name
 }
 
 // olderData is what a node says that refuses to start on such a disk.
@@ -305,7 +334,30 @@ func (s *stage) heal(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*startPatience)
 	defer cancel()
-	return s.mesh.WaitActive(ctx, len(s.mesh.Nodes()))
+	return poll(ctx, "all nodes are active", func() error { return s.allActive(ctx) })
+}
+
+// allActive says which node is not. What the mesh says of nodes whose disks were lost
+// does not matter.
+func (s *stage) allActive(ctx context.Context) error {
+	nodes, err := s.observer.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	states := map[string]string{}
+	for _, n := range nodes {
+		states[n.Name] = n.State
+	}
+	var not []string
+	for _, n := range s.mesh.Nodes() {
+		if state := states[n.Called()]; state != "active" {
+			not = append(not, n.Called()+" is "+orElse(state, "not a member"))
+		}
+	}
+	if len(not) > 0 {
+		return errors.New(strings.Join(not, ", "))
+	}
+	return nil
 }
 
 // sample records what the nodes take of memory and disk, until ctx ends.
