@@ -72,12 +72,17 @@ type heldBy struct {
 	message      history.Message
 	receipt      *wire.Receipt
 	offset       wire.Offset
+	relayed      bool // by a node that is not known here
 }
 
 func (w *world) heldEvent(kind history.Kind, c heldBy) history.Event {
 	r := c.receipt
+	node := w.names.of(r.Term.Node)
+	if c.relayed {
+		node = ""
+	}
 	return history.Event{
-		Kind: kind, Who: c.who, Node: w.names.of(r.Term.Node), Queue: c.queue, Group: c.group, Partition: w.indexOf(r.Partition),
+		Kind: kind, Who: c.who, Node: node, Queue: c.queue, Group: c.group, Partition: w.indexOf(r.Partition),
 		Message: c.message, ID: wire.Position{Partition: r.Partition, Lane: r.Lane, Offset: c.offset}.String(),
 		Term: history.Term{Counter: r.Term.Counter, Node: w.names.of(r.Term.Node)}, Attempt: r.Attempt,
 	}
@@ -143,7 +148,7 @@ func (w *world) tellStates(states map[*host]*wire.Inspected) {
 				continue
 			}
 			e := history.Event{
-				Kind: history.State, Who: h.name, Node: h.name, Queue: q.entry.Name, Partition: w.indexOf(s.Partition), Want: len(w.homeIDs(q, s.Partition)),
+				Kind: history.State, Who: h.name, Node: h.name, Queue: q.entry.Name, Partition: w.indexOf(s.Partition), Want: len(w.homes(q, s.Partition)),
 				Replica: &history.Replica{
 					Home: s.Home, Owns: s.Owns, Repairing: s.Repairing, Hints: int(s.Hints), Digest: fmt.Sprintf("%016x", s.Digest), Messages: s.Messages,
 				},

@@ -261,7 +261,7 @@ func (c *libConsumer) take(d *libcore.Delivery) {
 	}
 	c.terms[rc.Partition] = rc.Term
 	t := &taken{at: takenKey{d.Handout, d.Offset}, key: key}
-	t.from = heldBy{who: c.h.name, queue: c.queue, group: c.group, message: messageOf(string(r.Body)), receipt: rc, offset: d.Offset}
+	t.from = heldBy{who: c.h.name, queue: c.queue, group: c.group, message: messageOf(string(r.Body)), receipt: rc, offset: d.Offset, relayed: c.via()}
 	if old := c.hands[key]; old != nil {
 		w.fail("P4", key, "%s is handed %s (%s) twice at once: it has it by %s", c.name, w.check.about(key), w.names.receipt(rc), w.names.receipt(old.from.receipt))
 		return

@@ -96,7 +96,7 @@ func (l *library) boot() {
 	l.links, l.at = map[libcore.LinkID]*libraryLink{}, map[int]*libraryLink{}
 	l.todo, l.stepping, l.waits, l.tickAt, l.spinning = nil, false, nil, math.MaxInt64, 0
 	l.core = libcore.New(libcore.Config{
-		Servers: l.servers(), Via: w.luck(luckClient, l.h.key, 2, 0)%8 == 0, Name: l.name,
+		Servers: l.servers(), Via: l.via(), Name: l.name,
 		Random: w.luck(luckClient, l.h.key, 3, uint64(l.lives)),
 	})
 	if w.tracing {
@@ -108,6 +108,9 @@ func (l *library) boot() {
 	l.program.begin()
 	l.watchWaits()
 }
+
+// via tells whether the program reaches the mesh through one node that relays.
+func (l *library) via() bool { return l.w.luck(luckClient, l.h.key, 2, 0)%8 == 0 }
 
 // servers are up to three nodes that the process is started with.
 func (l *library) servers() []string {

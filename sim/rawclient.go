@@ -696,7 +696,7 @@ func (c *consumer) end(h *holding) {
 }
 
 func (c *consumer) heldBy(h *holding) heldBy {
-	return heldBy{who: c.h.name, queue: c.q.entry.Name, group: c.group, message: messageOf(h.body), receipt: &h.receipt, offset: h.offset}
+	return heldBy{who: c.h.name, queue: c.q.entry.Name, group: c.group, message: messageOf(h.body), receipt: &h.receipt, offset: h.offset, relayed: c.relay != nil}
 }
 
 func (c *consumer) tellSettled(kind history.Kind, h *holding, lease int64) {

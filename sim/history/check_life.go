@@ -2,6 +2,7 @@ package history
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -77,14 +78,18 @@ func (k *checker) final(x *life, c *course) {
 	}
 }
 
-// way is everybody that a delivery passed; all nodes when it is not known which.
+// way is everybody that a delivery passed: its owner, and the node that brought it; all
+// nodes when it is not known which.
 func (k *checker) way(e *Event) []string {
 	way := []string{e.Who, e.Node, e.Term.Node}
-	if e.Node == "" && e.Term.Node == "" {
+	if e.Node == "" {
 		way = append(way, k.nodes...)
 	}
 	return way
 }
+
+// unmarked tells whether a delivery says that it is the first.
+func (e *Event) unmarked() bool { return e.Cause == "" && e.Attempt <= 1 }
 
 // told is how a delivery names itself.
 func (e *Event) told() string {
@@ -201,8 +206,9 @@ func (k *checker) unfounded(x *life, s, e *Event, held []holding) string {
 		return "" // the client dropped the one before
 	}
 	last := &held[len(held)-1]
-	if e.Cause == "" && e.Attempt <= 1 {
-		if k.late(s, e, last) {
+	if e.unmarked() {
+		// One delivery is the first, and it may be late.
+		if k.late(s, e, last) || !slices.ContainsFunc(held, func(h holding) bool { return h.unmarked() }) {
 			return ""
 		}
 		return "it is not marked as delivered before"

@@ -73,7 +73,7 @@ func (k *checker) inOrder(l line, places []place) {
 		e := &k.events[p.event]
 		if i < len(places)-1 {
 			k.saw(5, 1)
-			if e.Kind == Delivered && e.Cause == "" && e.Attempt <= 1 {
+			if e.Kind == Delivered && e.unmarked() {
 				q, ok := earliest[by{e.Term, e.Who}]
 				ok = ok && q.event < p.event
 				if !ok && (one || k.rules.Calm) {

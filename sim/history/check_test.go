@@ -223,6 +223,13 @@ var checkTests = []struct {
 		0ms sent p p#0
 		1ms delivered c p#0 lease=30s
 		4s delivered d p#0 term=2.n2 cause=takeover`},
+	{name: "P4: the first one is late", text: `
+		0ms sent p p#0
+		1ms fault-begin 1 consumer-pause on=d
+		9s delivered c p#0 attempt=2 cause=lease lease=30s
+		10s acked c p#0 attempt=2
+		11s fault-end 1
+		11s delivered d p#0`},
 	{name: "P4: not marked", broken: "P4", text: `
 		0ms sent p p#0
 		1ms delivered c p#0 lease=1s

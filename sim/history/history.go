@@ -54,7 +54,7 @@ type Event struct {
 	At        time.Duration `json:"at"` // since the load began
 	Kind      Kind          `json:"kind"`
 	Who       string        `json:"who,omitempty"`  // the client or the node that tells
-	Node      string        `json:"node,omitempty"` // the node it has to do with, if known
+	Node      string        `json:"node,omitempty"` // the node it has to do with, if known; of a delivery that a node relayed: none
 	Queue     string        `json:"queue,omitempty"`
 	Group     string        `json:"group,omitempty"`
 	Partition uint32        `json:"partition,omitempty"`
