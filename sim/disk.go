@@ -43,10 +43,11 @@ type disk struct {
 	marks   []diskMark  // where the boots were, for copies of it
 	segment int         // that is written; counts the boots of this machine
 
-	damaged bool // it knows that it lost something, and nothing was committed since it said so
-	where   []wire.PartitionID
-	old     bool // it was set back to a copy
-	hurt    bool // it lost something that was confirmed
+	damaged  bool // it knows that it lost something, and nothing was committed since it said so
+	where    []wire.PartitionID
+	reported map[string]bool // rotten records that this life has told of
+	old      bool            // it was set back to a copy
+	hurt     bool            // it lost something that was confirmed
 
 	queued    []core.Persist
 	syncing   []core.Persist
@@ -80,7 +81,7 @@ func (d *disk) countBoot() uint64 {
 	d.boot++
 	d.segment++
 	d.marks = append(d.marks, diskMark{d.h.w.now, d.boot, len(d.log)})
-	d.failed, d.failNext, d.ticking = false, false, false
+	d.failed, d.failNext, d.ticking, d.reported = false, false, false, nil
 	return d.boot
 }
 
@@ -360,11 +361,23 @@ func (d *disk) began() {
 			continue
 		}
 		w.after(between(w.luck(luckDisk, d.h.key, 22, uint64(i)), millisecond, scrubAfter), func() {
-			if d.rotten[k] {
-				d.h.give(life, core.Damage{Partition: recordPartition(k)})
+			if d.h.life == life && d.rotten[k] {
+				d.report(k)
 			}
 		})
 	}
+}
+
+// report tells the node of a rotten record, once in a life.
+func (d *disk) report(k string) {
+	if d.reported[k] {
+		return
+	}
+	if d.reported == nil {
+		d.reported = map[string]bool{}
+	}
+	d.reported[k] = true
+	d.h.step(core.Damage{Partition: recordPartition(k)})
 }
 
 func (d *disk) readTime() int64 {
@@ -395,7 +408,7 @@ func (d *disk) scanLater(e core.Scan) {
 		var rotten []string
 		done.Records, done.More, rotten = d.scan(e.Prefix, e.After, e.Limit)
 		for _, k := range rotten {
-			d.h.give(life, core.Damage{Partition: recordPartition(k)})
+			d.report(k)
 		}
 		d.h.give(life, done)
 	})
