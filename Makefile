@@ -31,6 +31,7 @@ race: ## the same tests with the race detector
 
 test-mesh: build ## long tests: real processes, real kills
 	$(GO) test -tags mesh -count=1 -timeout 20m -run '^TestMesh' ./cmd/meshq
+	MESHQ_BINARY=$(CURDIR)/bin/meshq $(GO) test -tags mesh -count=1 -timeout 10m ./sim/chaos
 
 swarm: ## simulate the protocol under SEEDS random schedules of faults, from seed FIRST on
 	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./sim -swarm.first=$(FIRST) -swarm.seeds=$(SEEDS)

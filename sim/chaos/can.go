@@ -12,7 +12,7 @@ var (
 		plan.Cut, plan.CutOneWay, plan.Split, plan.RingCut, plan.Bridge, plan.Flap, plan.Swizzle, plan.SlowLink, plan.Late,
 		plan.Loss, plan.Duplicate, plan.Bandwidth, plan.Reset, plan.HalfOpen, plan.Corrupt, plan.GossipCut, plan.AnswerLost,
 	}
-	needDisks   = []plan.Kind{plan.PowerCut, plan.DiskStall, plan.DiskFull, plan.DiskError}
+	needDisks   = []plan.Kind{plan.PowerCut, plan.DiskSlow, plan.DiskStall, plan.DiskFull, plan.DiskError}
 	needSignals = []plan.Kind{plan.Pause, plan.SlowNode, plan.Twin, plan.Rollback, plan.Amnesia}
 )
 

@@ -39,7 +39,7 @@ type entry struct {
 
 const (
 	madeProcess = "process"
-	madeMount   = "mount" // of a file system image in the run's directory
+	madeFreeze  = "freeze" // of a file system: who writes to it does not even die
 )
 
 func newRun() (*run, error) {
@@ -143,16 +143,24 @@ func sweep(dir string) error {
 	if lockFile(f) != nil {
 		return nil // its owner lives
 	}
-	var errs []error
 	text, err := os.ReadFile(f.Name())
 	if err != nil {
 		return err
 	}
+	var entries []entry
 	for line := range strings.Lines(string(text)) {
 		var e entry
-		if json.Unmarshal([]byte(line), &e) != nil {
-			continue // cut short as its owner died
+		if json.Unmarshal([]byte(line), &e) == nil { // else cut short as its owner died
+			entries = append(entries, e)
 		}
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Made == madeFreeze {
+			errs = append(errs, thawStray(e.Path))
+		}
+	}
+	for _, e := range entries {
 		if e.Made == madeProcess && e.PID > 0 && e.Since != "" && startedAt(e.PID) == e.Since {
 			errs = append(errs, killStray(e.PID))
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/meshq/meshq/sim/plan"
 )
@@ -78,6 +79,18 @@ func (n *Node) StallDisk() (lift func(), err error) {
 		defer n.mu.Unlock()
 		n.thaw()
 	}, nil
+}
+
+// SlowDisk lets the disk stand still for `still` after each `run`, until lift is called,
+// which may be called twice: a sync takes longer by up to `still`.
+func (n *Node) SlowDisk(still, run time.Duration) (lift func(), err error) {
+	if still <= 0 || run <= 0 {
+		return nil, fmt.Errorf("chaos: slow disk of %s: standing %v, running %v", n.name, still, run)
+	}
+	if err := n.onDisk(plan.DiskSlow, "slow the disk", func() error { return nil }); err != nil {
+		return nil, err
+	}
+	return n.alternate(run, still, func() (func(), error) { return n.StallDisk() }), nil
 }
 
 // onDisk does something to the disk of a node.

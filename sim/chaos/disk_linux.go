@@ -20,6 +20,7 @@ type disk struct {
 	mounted    bool
 	cut        bool     // shut down: nothing can be written until it is mounted again
 	frozen     *os.File // the directory, while all that writes waits
+	noted      bool     // the manifest knows that it may be frozen
 }
 
 func missingForDisks(need string, err error) error {
@@ -62,9 +63,6 @@ func (m *Mesh) newDisk(h *host) (*disk, error) {
 	}
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", d.image).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
-	}
-	if err := m.run.record(entry{Made: madeMount, Name: h.name, Path: d.dir}); err != nil {
-		return nil, err
 	}
 	return d, h.thread.do(d.mount)
 }
@@ -171,17 +169,62 @@ const (
 	fiThaw   = 0xc0045878
 )
 
-// freeze lets all that writes to the disk wait, until thaw.
-func (d *disk) freeze() error {
+// freeze lets all that writes to the disk wait, until thaw. A file system that stands
+// still outlives its mounts: a sweep has to know.
+func (d *disk) freeze(r *run) error {
 	f, err := os.Open(d.dir)
 	if err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(int(f.Fd()), fiFreeze, 0); err != nil {
+	if !d.noted {
+		err = r.record(entry{Made: madeFreeze, Name: filepath.Base(d.image), Path: d.image})
+		d.noted = err == nil
+	}
+	if err == nil {
+		err = unix.IoctlSetInt(int(f.Fd()), fiFreeze, 0)
+	}
+	if err != nil {
 		_ = f.Close()
 		return fmt.Errorf("freeze %s: %w", d.dir, err)
 	}
 	d.frozen = f
+	return nil
+}
+
+// thawStray ends the freeze of a file system of a dead run. Its mount is gone with its
+// namespace, but a new one of the same device is one of the same file system.
+func thawStray(image string) error {
+	for _, device := range loopsBelow(filepath.Dir(image)) {
+		backing, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+		if err != nil || strings.TrimSpace(string(backing)) != image {
+			continue
+		}
+		dir, err := os.MkdirTemp(filepath.Dir(image), "thaw")
+		if err != nil {
+			return err
+		}
+		d := &disk{image: image, dir: dir, mounted: true}
+		t, err := newThread(func() error {
+			if err := isolateMounts(); err != nil {
+				return err
+			}
+			if err := unix.Mount(device, d.dir, "ext4", unix.MS_NOATIME, ""); err != nil {
+				return fmt.Errorf("mount %s: %w", device, err)
+			}
+			defer unix.Unmount(d.dir, unix.MNT_DETACH)
+			if d.frozen, err = os.Open(d.dir); err != nil {
+				return err
+			}
+			if err := d.thaw(); err != nil && !errors.Is(err, unix.EINVAL) { // it was thawed already
+				return err
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		t.close()
+	}
 	return nil
 }
 

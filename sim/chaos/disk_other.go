@@ -19,8 +19,10 @@ func checkDisks() error                      { return missingDisks() }
 func (m *Mesh) newDisk(*host) (*disk, error) { return nil, missingDisks() }
 func (d *disk) cutPower() error              { return missingDisks() }
 func (d *disk) repower() error               { return missingDisks() }
-func (d *disk) freeze() error                { return missingDisks() }
+func (d *disk) freeze(*run) error            { return missingDisks() }
 func (d *disk) thaw() error                  { return nil }
 func (d *disk) fill(int64) error             { return missingDisks() }
 func (d *disk) empty() error                 { return missingDisks() }
 func (d *disk) remove() error                { return nil }
+
+func thawStray(string) error { return nil }

@@ -67,7 +67,7 @@ var jobs = map[string]func() int{}
 // at the end of the test.
 func newMesh(t testing.TB, c Config) *Mesh {
 	t.Helper()
-	c.Binary = meshqBinary(t)
+	c.Binary = "meshq" // grow knows a real one
 	m, err := New(c)
 	var missing *MissingError
 	if errors.As(err, &missing) {
@@ -105,6 +105,7 @@ func patience(t testing.TB) context.Context {
 // grow adds and starts nodes until there are n, and waits until all are active.
 func grow(t testing.TB, m *Mesh, n int) {
 	t.Helper()
+	m.config.Binary = meshqBinary(t)
 	ctx := patience(t)
 	for i := len(m.Nodes()); i < n; i++ {
 		node, err := m.Add(plan.Node{Name: fmt.Sprintf("n%d", i+1)})

@@ -320,6 +320,15 @@ func (m *Mesh) Reset(from, to []string) (int, error) {
 	return m.net.sw.reset(from, to), nil
 }
 
+// HalfOpen ends the TCP connections between hosts for those of from alone, and says of how
+// many it knew: those of to go on sending into nothing, until they miss an answer.
+func (m *Mesh) HalfOpen(from, to []string) (int, error) {
+	if m.net == nil {
+		return 0, m.Can(plan.HalfOpen)
+	}
+	return m.net.sw.halve(from, to), nil
+}
+
 // SwitchStats counts what the switch did; all 0 on loopback.
 func (m *Mesh) SwitchStats() SwitchStats {
 	if m.net == nil {

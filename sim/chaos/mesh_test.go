@@ -1,3 +1,5 @@
+//go:build mesh
+
 package chaos
 
 import (
@@ -7,7 +9,6 @@ import (
 	"time"
 
 	"github.com/meshq/meshq/client"
-	"github.com/meshq/meshq/sim/plan"
 )
 
 // use sends and receives one message from a client's place.
@@ -93,20 +94,4 @@ func TestMeshSwitched(t *testing.T) {
 	grow(t, m, 3)
 	use(t, m, "c1", "work")
 	t.Logf("%+v", m.SwitchStats())
-}
-
-func TestCan(t *testing.T) {
-	all := &Config{Network: Switched, Disks: true}
-	for _, k := range plan.Kinds {
-		err := all.Can(k.Kind)
-		if real := k.Where&plan.InReal != 0; real != (err == nil) {
-			t.Errorf("%s: real is %v, but %v", k.Kind, real, err)
-		}
-	}
-	var cannot *CannotError
-	for _, kind := range []plan.Kind{plan.Cut, plan.PowerCut, plan.WallJump, "flood"} {
-		if err := (&Config{Network: Loopback}).Can(kind); !errors.As(err, &cannot) || cannot.Kind != kind || cannot.Reason == "" {
-			t.Errorf("%s on loopback: %v", kind, err)
-		}
-	}
 }

@@ -44,9 +44,9 @@ var deeds = map[plan.Kind]deed{
 
 	plan.Cut: cut, plan.CutOneWay: cutOneWay, plan.Split: split, plan.RingCut: ringCut, plan.Bridge: bridge, plan.Flap: flap,
 	plan.Swizzle: swizzle, plan.SlowLink: slowLink, plan.Late: late, plan.Loss: loss, plan.Duplicate: duplicate,
-	plan.Bandwidth: bandwidth, plan.Reset: resetConnections, plan.Corrupt: corrupt, plan.GossipCut: gossipCut, plan.AnswerLost: answerLost,
+	plan.Bandwidth: bandwidth, plan.Reset: resetConnections, plan.HalfOpen: halfOpen, plan.Corrupt: corrupt, plan.GossipCut: gossipCut, plan.AnswerLost: answerLost,
 
-	plan.DiskFull: diskFull, plan.DiskError: diskError, plan.DiskStall: diskStall, plan.Torn: hurt(tearTail), plan.Amnesia: hurt(forget),
+	plan.DiskFull: diskFull, plan.DiskError: diskError, plan.DiskStall: diskStall, plan.DiskSlow: diskSlow, plan.Torn: hurt(tearTail), plan.Amnesia: hurt(forget),
 	plan.Damage: damage, plan.DamageRecord: hurt(flipRecord), plan.OpenError: hurt(spoilSegment), plan.Rollback: rollback, plan.Wipe: wipe,
 
 	plan.ConsumerCrash: clientCrash, plan.ProducerCrash: clientCrash, plan.ConsumerPause: consumerPause, plan.ConsumerSlow: consumerSlow,

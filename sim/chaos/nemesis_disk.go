@@ -42,6 +42,27 @@ func diskStall(f *fault) (func() error, error) {
 	})
 }
 
+// slowDiskRun is how long a slow disk works before it stands still again.
+const slowDiskRun = 20 * time.Millisecond
+
+func diskSlow(f *fault) (func() error, error) {
+	var lifts []func()
+	end := func() error {
+		for _, lift := range lifts {
+			lift()
+		}
+		return nil
+	}
+	for _, p := range f.nodes {
+		lift, err := p.node.SlowDisk(time.Duration(f.By), slowDiskRun)
+		if err != nil {
+			return end, err
+		}
+		lifts = append(lifts, lift)
+	}
+	return end, nil
+}
+
 // diskError lets all syncs fail. A node that goes on then would confirm what it does not
 // have.
 func diskError(f *fault) (func() error, error) {

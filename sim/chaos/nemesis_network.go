@@ -54,6 +54,13 @@ func resetConnections(f *fault) (func() error, error) {
 	return nil, err
 }
 
+// halfOpen ends the connections for one side alone.
+func halfOpen(f *fault) (func() error, error) {
+	n, err := f.n.mesh.HalfOpen(f.On, f.To)
+	f.say("%d connections are half open", n)
+	return nil, err
+}
+
 // answerLost loses what nodes send to clients, and then the connections.
 func answerLost(f *fault) (func() error, error) {
 	lift, err := f.impose(Effect{From: f.To, To: f.On, Cut: true})

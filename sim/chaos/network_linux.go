@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +40,15 @@ const (
 )
 
 func newNetwork(seed uint64, links Effect) *network {
-	return &network{sw: newSwitch(seed, links), used: map[place]int{}}
+	n := &network{sw: newSwitch(seed, links), used: map[place]int{}}
+	n.sw.nap = nap
+	return n
+}
+
+// nap blocks the thread: the kernel wakes it some 50 us late at most.
+func nap(d time.Duration) {
+	t := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&t, nil) // cut short by a signal it is called again
 }
 
 // checkSwitched tries all that a switched network needs, on a thread that ends with it.

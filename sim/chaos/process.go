@@ -364,17 +364,35 @@ func (n *Node) Slow(still, run time.Duration) (lift func(), err error) {
 	if still <= 0 || run <= 0 {
 		return nil, fmt.Errorf("chaos: slow %s: standing %v, running %v", n.name, still, run)
 	}
-	ctx, cancel := context.WithCancel(n.mesh.ctx)
+	return n.alternate(run, still, func() (func(), error) {
+		n.still(true)
+		return func() { n.still(false) }, nil
+	}), nil
+}
+
+// alternate stops something for `still` after each `run`, until lift is called. What
+// cannot be stopped now is tried again the next time.
+func (n *Node) alternate(run, still time.Duration, stop func() (resume func(), err error)) (lift func()) {
+	m := n.mesh
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(m.ctx)
 	done := make(chan struct{})
-	n.mesh.work.Go(func() {
+	m.work.Go(func() {
 		defer close(done)
 		for wait(ctx, run) {
-			n.still(true)
+			resume, err := stop()
+			if err != nil {
+				continue
+			}
 			wait(ctx, still)
-			n.still(false)
+			resume()
 		}
 	})
-	return func() { cancel(); <-done }, nil
+	return func() { cancel(); <-done }
 }
 
 // still is freeze for Slow: a process that is paused or gone is left alone.

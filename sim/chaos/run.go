@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -133,6 +135,7 @@ func Run(ctx context.Context, p *plan.Plan, o Options) (*Result, error) {
 	r, err := s.run(ctx, p)
 	if err == nil && o.Keep {
 		r.Dir = s.mesh.Dir()
+		err = r.keep()
 	}
 	leftover := s.close()
 	if err != nil {
@@ -140,6 +143,15 @@ func Run(ctx context.Context, p *plan.Plan, o Options) (*Result, error) {
 	}
 	r.Leftover = leftover
 	return r, nil
+}
+
+// keep writes the history to where data and logs are kept.
+func (r *Result) keep() error {
+	f, err := os.Create(filepath.Join(r.Dir, "history.jsonl"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.History.Write(f), f.Close())
 }
 
 // headstart is how long before the load begins clients are started.

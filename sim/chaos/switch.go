@@ -20,6 +20,9 @@ type netSwitch struct {
 	seed  uint64
 	base  Effect // of all links, always
 	count counters
+	// nap waits for less than napTime with more precision than a timer, which is late by
+	// up to 1 ms; nil: a timer is good enough.
+	nap func(time.Duration)
 
 	mu    sync.Mutex // protects the fields below; not needed to forward
 	ports []*port
@@ -62,6 +65,10 @@ type link struct {
 	flows      flows
 }
 
+// napTime is how long an outbox naps at most. A packet that comes meanwhile and is due
+// before that is late by so much.
+const napTime = time.Millisecond
+
 // linkBytes is the room of a link for packets that wait; more are dropped.
 const linkBytes = 16 << 20
 
@@ -91,7 +98,7 @@ func newSwitch(seed uint64, base Effect) *netSwitch {
 func (s *netSwitch) plug(name string, addr netip.Addr, exempt bool, put func([]byte)) *port {
 	p := &port{sw: s, name: name, addr: addr, exempt: exempt, put: put}
 	p.outbox.init()
-	go p.outbox.run()
+	go p.outbox.run(s.nap)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ports = append(s.ports, p)
@@ -244,8 +251,10 @@ func (p *port) forward(b []byte) {
 		s.count.cut.Add(1)
 		return
 	}
-	if rst := l.track(&packet); rst != nil {
-		p.put(rst)
+	if answer, pass := l.track(&packet); !pass {
+		if answer != nil {
+			p.put(answer)
+		}
 		return
 	}
 	policy := &l.policies.Load()[packet.class()]
@@ -382,7 +391,7 @@ func (o *outbox) nudge() {
 // buffers are those of packets that wait.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 2048); return &b }}
 
-func (o *outbox) run() {
+func (o *outbox) run(nap func(time.Duration)) {
 	defer close(o.done)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -407,6 +416,15 @@ func (o *outbox) run() {
 			}
 		}
 		o.mu.Unlock()
+		if nap != nil {
+			if next <= napTime {
+				nap(next)
+				continue
+			}
+			if next < time.Hour {
+				next -= napTime // the timer may be late
+			}
+		}
 		timer.Reset(next)
 		select {
 		case <-timer.C:

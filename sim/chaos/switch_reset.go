@@ -15,7 +15,9 @@ type flow struct {
 	// exactly what it acks, for the first RST may have missed: a receiver takes only that
 	// sequence number which it expects (RFC 5961).
 	doomed bool
-	ended  bool // its sender sent a FIN
+	// mute: its receiver has forgotten it and may not say so. What its sender sends is lost.
+	mute  bool
+	ended bool // its sender sent a FIN
 }
 
 const (
@@ -23,11 +25,11 @@ const (
 	flowIdle  = 5 * time.Minute // more than any keepalive
 )
 
-// track notes what a TCP packet says about its connection. It returns a RST for the
-// sender when that connection was reset; the packet goes no further then.
-func (l *link) track(p *packet) []byte {
+// track notes what a TCP packet says about its connection. false: the packet goes no
+// further, for its connection was reset; the sender may have to be told by a RST.
+func (l *link) track(p *packet) (answer []byte, pass bool) {
 	if p.protocol != protocolTCP {
-		return nil
+		return nil, true
 	}
 	flags, key := p.flags(), flowKey{p.source, p.target}
 	l.mu.Lock()
@@ -35,8 +37,9 @@ func (l *link) track(p *packet) []byte {
 	f := l.flows[key]
 	switch {
 	case flags&tcpRST != 0:
+		muted := f != nil && f.mute
 		delete(l.flows, key)
-		return nil
+		return nil, !muted
 	case flags&tcpSYN != 0, f == nil:
 		if l.flows == nil {
 			l.flows = flows{}
@@ -53,9 +56,9 @@ func (l *link) track(p *packet) []byte {
 	}
 	f.ended = f.ended || flags&tcpFIN != 0
 	if f.doomed && flags&tcpACK != 0 {
-		return rst(p.to(), p.from(), p.target, p.source, p.ack())
+		return rst(p.to(), p.from(), p.target, p.source, p.ack()), false
 	}
-	return nil
+	return nil, !f.mute
 }
 
 // forget drops the connections that nothing was heard of for long.
@@ -69,17 +72,22 @@ func (f flows) forget() {
 }
 
 // reset ends the connections between hosts on both sides, and says how many it knew.
-func (s *netSwitch) reset(from, to []string) int {
+func (s *netSwitch) reset(from, to []string) int { return s.end(Effect{From: from, To: to}, true) }
+
+// halve ends them for the hosts of from alone: those of to are not told.
+func (s *netSwitch) halve(from, to []string) int { return s.end(Effect{From: from, To: to}, false) }
+
+func (s *netSwitch) end(e Effect, both bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := Effect{From: from, To: to}
 	ended := map[[2]end]bool{}
 	for _, p := range s.ports {
 		for _, l := range *p.links.Load() {
-			if l.from.exempt || l.to.exempt || !e.covers(l.from.name, l.to.name) && !e.covers(l.to.name, l.from.name) {
+			there, back := e.covers(l.from.name, l.to.name), e.covers(l.to.name, l.from.name)
+			if l.from.exempt || l.to.exempt || !there && !back {
 				continue
 			}
-			for _, key := range l.doom() {
+			for _, key := range l.doom(both || there) {
 				a, b := end{l.from, key.source}, end{l.to, key.target}
 				if !ended[[2]end{b, a}] {
 					ended[[2]end{a, b}] = true
@@ -97,8 +105,8 @@ type end struct {
 	at   uint16
 }
 
-// doom resets the senders of all connections along a link.
-func (l *link) doom() (keys []flowKey) {
+// doom resets the senders of all connections along a link, or makes them mute.
+func (l *link) doom(tell bool) (keys []flowKey) {
 	type victim struct {
 		key flowKey
 		ack uint32
@@ -106,14 +114,16 @@ func (l *link) doom() (keys []flowKey) {
 	var victims []victim
 	l.mu.Lock()
 	for key, f := range l.flows {
-		if !f.doomed && !f.ended {
-			f.doomed = true
+		if !f.doomed && !f.mute && !f.ended {
+			f.doomed, f.mute = tell, !tell
 			victims = append(victims, victim{key, f.ack})
 		}
 	}
 	l.mu.Unlock()
 	for _, v := range victims {
-		l.from.put(rst(l.to.addr, l.from.addr, v.key.target, v.key.source, v.ack))
+		if tell {
+			l.from.put(rst(l.to.addr, l.from.addr, v.key.target, v.key.source, v.ack))
+		}
 		keys = append(keys, v.key)
 	}
 	return keys

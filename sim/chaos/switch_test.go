@@ -300,6 +300,33 @@ func TestSwitchReset(t *testing.T) {
 	})
 }
 
+func TestSwitchHalfOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(t, Effect{}, "a", "b")
+		send := func(from, to string, flags byte, seq, ack uint32) (a, b int) {
+			w.ends["a"].got, w.ends["b"].got = nil, nil
+			w.ends[from].port.forward(w.packet(from, to, protocolTCP, 40_000, flags, seq, ack, nil))
+			return len(w.ends["a"].got), len(w.ends["b"].got)
+		}
+		send("a", "b", tcpSYN, 10, 0)
+		send("b", "a", tcpSYN|tcpACK, 20, 11)
+		send("a", "b", tcpACK, 11, 21)
+		w.ends["a"].got, w.ends["b"].got = nil, nil
+		if n := w.halve([]string{"a"}, []string{"b"}); n != 1 || len(w.ends["a"].got) != 1 || len(w.ends["b"].got) != 0 {
+			t.Errorf("%d connections, a got %d packets, b %d", n, len(w.ends["a"].got), len(w.ends["b"].got))
+		}
+		if a, b := send("b", "a", tcpACK, 21, 11); a != 0 || b != 0 {
+			t.Errorf("b sends: a got %d packets, b %d", a, b)
+		}
+		if a, b := send("a", "b", tcpACK, 11, 21); a != 1 || b != 0 {
+			t.Errorf("a sends: a got %d packets, b %d", a, b)
+		}
+		if a, b := send("a", "b", tcpSYN, 50, 0); a != 0 || b != 1 {
+			t.Errorf("a connects again: a got %d packets, b %d", a, b)
+		}
+	})
+}
+
 func TestParseRefuses(t *testing.T) {
 	for _, b := range [][]byte{nil, make([]byte, 19), append([]byte{0x60}, make([]byte, 40)...), {0x45, 0, 0, 40, 19: 0}, append([]byte{0x41, 0, 0, 20}, make([]byte, 20)...)} {
 		if _, ok := parse(b); ok {

@@ -103,10 +103,10 @@ var Kinds = []KindInfo{
 	{Duplicate, InReal, "any", "any", "the share Share of packets from On to To arrives twice, for For"},
 	{Bandwidth, InSim | InReal, "any", "any", "Count bytes a second pass from On to To, for For"},
 	{Reset, InSim | InReal, "any", "any", "the connections between On and To are reset"},
-	{HalfOpen, InSim, "any", "any", "the connections between On and To are gone for On at once, for To only after the keepalive"},
+	{HalfOpen, InSim | InReal, "any", "any", "the connections between On and To are gone for On at once, for To only after the keepalive"},
 	{Corrupt, InSim | InReal, "any", "any", "the share Share of packets from On to To is damaged, for For"},
 
-	{DiskSlow, InSim, "node", "", "each fsync takes By longer, for For"},
+	{DiskSlow, InSim | InReal, "node", "", "each fsync takes By longer, for For"},
 	{DiskStall, InSim | InReal, "node", "", "one fsync takes By (real: all that writes waits for it)"},
 	{DiskFull, InSim | InReal, "node", "", "no room for enqueues, for For"},
 	{DiskError, InSim | InReal, "node", "", "an fsync fails: the node must stop itself; started again after For"},
