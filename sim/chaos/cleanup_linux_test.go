@@ -112,10 +112,7 @@ func (t *trace) left() (found []string) {
 			found = append(found, "mounted in "+path)
 		}
 	}
-	for _, d := range loopsBelow(t.Dir) {
-		found = append(found, d)
-	}
-	return found
+	return append(found, loopsBelow(t.Dir)...)
 }
 
 func TestCleanup(t *testing.T) {
