@@ -80,7 +80,7 @@ Exit code 0: all promises were kept; 1: one was broken, or the run was not possi
 	f.Var(&s.network, "network", "switched: a namespace for each node (Linux, root); loopback: no faults of the network; auto: what is possible")
 	f.Var(&s.disks, "disks", "own: a file system for each node (Linux, root); plain: no power cuts and full disks; auto: what is possible")
 	f.StringVar(&s.data, "data", "", "`directory` in which that of the run is made (default: the system's for temporary files)")
-	f.BoolVar(&s.keep, "keep", false, "keep the directory of the run, with data and logs")
+	f.BoolVar(&s.keep, "keep", false, "keep the directory of the run, with data, logs and history")
 	f.StringVar(&s.report, "report", "", "write a page with a picture of the run to a `file`; of several runs, of the first that broke a promise, else of the last")
 	f.BoolVar(&s.json, "json", false, "print one JSON object for each run")
 	f.BoolVar(&s.list, "list", false, "list the scenarios, and which can be run here")
@@ -88,6 +88,12 @@ Exit code 0: all promises were kept; 1: one was broken, or the run was not possi
 	if server := f.Lookup("server"); server != nil {
 		server.Usage = "any nodes of a mesh that runs already (`host:port,...`): see above"
 	}
+	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "servers" {
+			name = "server"
+		}
+		return pflag.NormalizedName(name)
+	})
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.chaos(cmd, s) }
 	cmd.AddCommand(a.chaosClientCommand())
 	return cmd
@@ -135,6 +141,11 @@ func (s *chaosSettings) check(cmd *cobra.Command) error {
 	for _, flag := range []string{"seed", "duration"} {
 		if f.Changed(flag) && !s.random && !f.Changed("server") {
 			return usage("scenarios and plans say this themselves", "chaos: --%s goes with --random and --server", flag)
+		}
+	}
+	for _, flag := range []string{"via-servers", "tls-cert", "tls-key", "tls-ca"} {
+		if f.Changed(flag) && !f.Changed("server") {
+			return usage("a mesh that this command starts uses no TLS", "chaos: --%s goes with --server", flag)
 		}
 	}
 	switch {

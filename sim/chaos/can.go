@@ -30,7 +30,7 @@ func (c *Config) Can(kind plan.Kind) error {
 	case slices.Contains(needSwitch, kind) && c.Network != Switched:
 		return &CannotError{Kind: kind, Reason: "on loopback nothing happens to packets", Hint: "run as root on Linux with --network switched"}
 	case slices.Contains(needDisks, kind) && !c.Disks:
-		return &CannotError{Kind: kind, Reason: "the nodes have no file systems of their own", Hint: "run as root on Linux with --disks"}
+		return &CannotError{Kind: kind, Reason: "the nodes have no file systems of their own", Hint: "run as root on Linux with --disks own"}
 	case slices.Contains(needSignals, kind) && !signals:
 		return &CannotError{Kind: kind, Reason: "this system cannot make a process stand still"}
 	}

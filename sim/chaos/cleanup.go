@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 )
 
 const (
-	runPrefix    = "meshq-chaos-" // of directories in os.TempDir
+	runPrefix    = "meshq-chaos-" // of directories of runs
 	manifestName = "manifest"
 )
 
@@ -42,8 +43,8 @@ const (
 	madeFreeze  = "freeze" // of a file system: who writes to it does not even die
 )
 
-func newRun() (*run, error) {
-	dir, err := os.MkdirTemp("", runPrefix)
+func newRun(in string) (*run, error) {
+	dir, err := os.MkdirTemp(in, runPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("chaos: %w", err)
 	}
@@ -117,10 +118,11 @@ func removeRun(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// Sweep removes what runs have left whose process is gone: it ends processes, unmounts,
-// frees loop devices and removes directories, all as the manifests say. New calls it.
-func Sweep() error {
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), runPrefix+"*"))
+// Sweep removes what runs with that Config.Dir have left whose process is gone: it ends
+// processes, unmounts, frees loop devices and removes directories, all as the manifests
+// say. New calls it.
+func Sweep(in string) error {
+	dirs, err := filepath.Glob(filepath.Join(cmp.Or(in, os.TempDir()), runPrefix+"*"))
 	if err != nil {
 		return err
 	}

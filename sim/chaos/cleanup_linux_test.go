@@ -149,7 +149,7 @@ func TestCleanup(t *testing.T) {
 				if found := made.left(); len(found) < 8 {
 					t.Errorf("this test does not see what there is: %q", found)
 				}
-				must(t, Sweep()) // of no effect: its owner lives
+				must(t, Sweep("")) // of no effect: its owner lives
 				if _, err := os.Stat(made.Dir); err != nil || statFields(made.PIDs[0]) == nil {
 					t.Errorf("a mesh that lives was swept away: %v", err)
 				}
@@ -160,7 +160,7 @@ func TestCleanup(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			if !c.clean {
-				must(t, Sweep())
+				must(t, Sweep(""))
 			}
 			if _, err := os.Stat(made.Dir); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("%s is left: %v", made.Dir, err)

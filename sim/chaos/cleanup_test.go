@@ -9,19 +9,19 @@ import (
 
 func TestSweep(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
-	alive, err := newRun()
+	alive, err := newRun("")
 	must(t, err)
-	dead, err := newRun()
+	dead, err := newRun("")
 	must(t, err)
 	must(t, dead.record(entry{Made: madeProcess, Name: "gone", PID: 1 << 30}))
 	must(t, os.WriteFile(filepath.Join(dead.dir, "n1.log"), []byte("text"), 0o600))
 	_, err = dead.manifest.WriteString(`{"made":"cut sho`)
 	must(t, err)
 	must(t, dead.manifest.Close()) // as the kernel does it
-	kept, err := newRun()
+	kept, err := newRun("")
 	must(t, err)
 	must(t, kept.close(true))
-	must(t, Sweep())
+	must(t, Sweep(""))
 	for _, c := range []struct {
 		what string
 		r    *run

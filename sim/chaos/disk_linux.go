@@ -24,7 +24,7 @@ type disk struct {
 }
 
 func missingForDisks(need string, err error) error {
-	return &MissingError{What: "a file system for each node", Need: need, Hint: "run as root, or without --disks", Err: err}
+	return &MissingError{What: "a file system for each node", Need: need, Hint: "run as root, or with --disks plain", Err: err}
 }
 
 // checkDisks looks for all that disks need, without leaving anything.

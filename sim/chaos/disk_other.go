@@ -12,7 +12,7 @@ type disk struct {
 }
 
 func missingDisks() error {
-	return &MissingError{What: "a file system for each node", Need: "Linux", Hint: "run without --disks"}
+	return &MissingError{What: "a file system for each node", Need: "Linux", Hint: "run with --disks plain"}
 }
 
 func checkDisks() error                      { return missingDisks() }

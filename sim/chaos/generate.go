@@ -253,6 +253,7 @@ var generators = []struct {
 		return betweenNodes(plan.Fault{Count: 1000 * (20 + d.IntN(200))}, 6*time.Second)(d, p)
 	}},
 	{plan.Reset, 3, betweenNodes(plan.Fault{}, 0)},
+	{plan.HalfOpen, 2, betweenNodes(plan.Fault{}, 0)},
 	{plan.Corrupt, 1, func(d dice, p *plan.Plan) plan.Fault {
 		return betweenNodes(plan.Fault{Share: float64(1+d.IntN(20)) / 1000}, 4*time.Second)(d, p)
 	}},
@@ -262,6 +263,12 @@ var generators = []struct {
 	}},
 	{plan.DiskFull, 1, func(d dice, p *plan.Plan) plan.Fault {
 		return plan.Fault{On: d.one(nodesOf(p)), For: d.time(time.Second, 6*time.Second)}
+	}},
+	{plan.DiskSlow, 1, func(d dice, p *plan.Plan) plan.Fault {
+		return plan.Fault{On: d.one(nodesOf(p)), For: d.time(time.Second, 6*time.Second), By: d.time(5*time.Millisecond, 200*time.Millisecond)}
+	}},
+	{plan.DiskStall, 1, func(d dice, p *plan.Plan) plan.Fault {
+		return plan.Fault{On: d.one(nodesOf(p)), By: d.time(500*time.Millisecond, 8*time.Second)}
 	}},
 	{plan.DiskError, 1, func(d dice, p *plan.Plan) plan.Fault {
 		return plan.Fault{On: d.one(nodesOf(p)), For: d.time(100*time.Millisecond, 3*time.Second)}

@@ -35,7 +35,9 @@ type Config struct {
 	DiskBytes int64
 	// Serve are more flags for each "meshq serve".
 	Serve []string
-	// Keep leaves the directory with logs and data where it is when the mesh is closed.
+	// Dir is where the directory of a run is made; default: os.TempDir.
+	Dir string
+	// Keep leaves it, with logs and data, where it is when the mesh is closed.
 	Keep bool
 	// Logger gets what is done to the mesh; default: discarded.
 	Logger *slog.Logger
@@ -79,10 +81,10 @@ func New(config Config) (*Mesh, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	if err := Sweep(); err != nil {
+	if err := Sweep(config.Dir); err != nil {
 		config.Logger.Warn("an earlier run could not be cleaned up", "err", err)
 	}
-	r, err := newRun()
+	r, err := newRun(config.Dir)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -79,7 +80,7 @@ func diskError(f *fault) (func() error, error) {
 				f.say("%s stopped itself with exit code %d: %s", p.node.Name(), p.node.ExitCode(), lastLine(p.node.Log()))
 				return nil
 			case <-time.After(failPatience):
-				return &breachError{"P1", p.node.Name() + " goes on although its disk fails every sync"}
+				return &breachError{"Stop", fmt.Sprintf("%s has not stopped itself %v after its disk failed", p.node.Name(), failPatience)}
 			}
 		})
 	})

@@ -34,10 +34,11 @@ func deleteQueue(f *fault) (func() error, error) {
 	if o.place, err = f.n.mesh.Client(o.name); err != nil {
 		return nil, err
 	}
-	q := plan.Queue{Name: o.name, Partitions: 2, BackoffMax: plan.Duration(time.Second)}
+	lease := plan.Duration(5 * time.Second)
+	q := plan.Queue{Name: o.name, Partitions: 2, Lease: lease, BackoffMax: plan.Duration(time.Second)}
 	f.n.addQueue(q)
 	consumer := &worker{trial: f.n.trial, place: o.place, part: part{
-		Name: o.name + "-consumer", Seed: f.n.plan.Seed, Lease: plan.Duration(defaultLease),
+		Name: o.name + "-consumer", Seed: f.n.plan.Seed, Lease: lease,
 		Consumer: &plan.Consumer{Name: o.name + "-consumer", Queue: o.name, Hold: plan.Duration(10 * time.Millisecond)},
 	}}
 	stop, done := make(chan struct{}), make(chan error, 1)

@@ -135,7 +135,7 @@ func RunClient(ctx context.Context, in io.Reader, out io.Writer, opts ...client.
 	if !wait(ctx, -t.now()) {
 		return context.Cause(ctx)
 	}
-	mesh, err := dialPatiently(ctx, p.Servers, append([]client.Option{client.Name("chaos " + p.Name), client.DialTimeout(5 * time.Second), client.Logger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})))}, opts...)...)
+	mesh, err := dialPatiently(ctx, p.Servers, append([]client.Option{client.Name("chaos " + p.Name), client.DialTimeout(5 * time.Second), client.Logger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))}, opts...)...)
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func (o *Options) status(format string, args ...any) {
 // config is that of the mesh for a plan.
 func (o *Options) config(p *plan.Plan) Config {
 	c := Config{
-		Binary: o.Binary, Network: o.Network, Seed: p.Seed, Disks: o.Disks, DiskBytes: o.DiskBytes, Serve: o.Serve, Keep: o.Keep, Logger: o.Logger,
+		Binary: o.Binary, Network: o.Network, Seed: p.Seed, Disks: o.Disks, DiskBytes: o.DiskBytes, Serve: o.Serve, Dir: o.Dir, Keep: o.Keep, Logger: o.Logger,
 	}
 	if c.Network == Switched {
 		c.Links = Effect{Delay: time.Duration(p.Mesh.Network.Latency), Jitter: time.Duration(p.Mesh.Network.Jitter)}
