@@ -14,6 +14,9 @@ type fault struct {
 	number int    // its place in the plan
 	key    uint64 // of its luck: what it is and when, not where it stands in the plan
 	on, to []*host
+	// over tells that it is over. A fault that ends by itself calls it and is itself.
+	over   func()
+	itself bool
 }
 
 // ending is the end of a fault that is not over.
@@ -53,18 +56,18 @@ func (r *runner) strike(number int) {
 			e.On = append(e.On, h.name)
 		}
 		r.tell(e)
-		over := func() {
+		f.over = func() {
 			r.say("over: %s", f)
 			r.tell(history.Event{Kind: history.FaultEnd, Number: number})
 		}
 		var end func()
-		if end, why = r.begin(f); why == "" && end != nil {
-			r.lasts(f.For, func() { end(); over() })
-			return
-		}
-		if why == "" {
-			over()
-		} else {
+		end, why = r.begin(f)
+		switch {
+		case why == "" && end != nil:
+			r.lasts(f.For, func() { end(); f.over() })
+		case why == "" && !f.itself:
+			f.over()
+		case why != "":
 			r.tell(history.Event{Kind: history.FaultEnd, Number: number})
 		}
 	}

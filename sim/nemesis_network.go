@@ -168,15 +168,23 @@ func (r *runner) swizzle(f *fault) {
 		}
 		return 1
 	})
+	f.itself = true
+	left := len(f.on)
+	over := func() {
+		if left--; left == 0 {
+			f.over()
+		}
+	}
 	for i, h := range f.on {
 		back := slices.Index(order, h)
 		r.after(int64(i)*int64(f.By), func() {
 			if r.phase != "faults" {
+				over()
 				return
 			}
 			others := slices.Clone(r.mesh)
 			heal := r.cutAll(append(across([]*host{h}, others), across(others, []*host{h})...))
-			r.lasts(plan.Duration(int64(len(f.on)-i+back)*int64(f.By)), heal)
+			r.lasts(plan.Duration(int64(len(f.on)-i+back)*int64(f.By)), func() { heal(); over() })
 		})
 	}
 }

@@ -34,8 +34,14 @@ func (r *runner) hitProcess(f *fault) (end func(), why impossible) {
 				return nil, impossible(h.name + " does not run")
 			}
 		}
+		f.itself = true
+		left := len(f.on)
 		for _, h := range f.on {
-			r.restart(h, f.For)
+			r.restart(h, f.For, func() {
+				if left--; left == 0 {
+					f.over()
+				}
+			})
 		}
 	case plan.Pause:
 		for _, h := range f.on {
@@ -73,14 +79,15 @@ func (h *host) up() {
 }
 
 // restart asks a node to drain, ends its process when it has, and starts it again
-// after d. It ends it in any case when its time is over.
-func (r *runner) restart(h *host, d plan.Duration) {
+// after d. It ends it in any case when its time is over. Then it calls over.
+func (r *runner) restart(h *host, d plan.Duration, over func()) {
 	life := h.life
 	late := r.now + drainLimit
 	h.step(core.Drain{})
 	var wait func()
 	wait = func() {
-		if h.life != life {
+		if h.life != life { // something else ended it
+			over()
 			return
 		}
 		if !h.drained && r.now < late && r.phase == "faults" {
@@ -89,7 +96,7 @@ func (r *runner) restart(h *host, d plan.Duration) {
 		}
 		h.down++
 		h.crash()
-		r.lasts(max(d, plan.Duration(millisecond)), h.up)
+		r.lasts(max(d, plan.Duration(millisecond)), func() { h.up(); over() })
 	}
 	wait()
 }

@@ -155,6 +155,9 @@ func (w *world) send(c *conn, dir int, f frame) {
 	l.packets++
 	copied, size := w.copied(f.msg)
 	f.arrives = max(write+w.underway(l, size, write), c.last[dir])
+	if silent := write + w.net.keepalive + between(w.luck(luckClose, c.luck, 11, l.packets), 0, w.net.keepalive); len(l.loss) > 0 && f.arrives > silent {
+		w.at(silent, func() { w.lose(c, nil) })
+	}
 	if p := share(l.corrupt); p > 0 {
 		for i := range uint64(size/packetBytes + 1) {
 			f.damaged = f.damaged || unit(w.luck(luckTCP, mix(l.key, i), 7, l.packets)) < p

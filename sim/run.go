@@ -39,6 +39,7 @@ type Options struct {
 type Result struct {
 	Plan      *plan.Plan
 	Violation *history.Violation // the first promise that was broken; nil: none
+	Verdict   *history.Verdict   // of the history of a run that ended; nil: a promise was broken before
 	History   *history.History   // with Options.Record
 	Story     *history.Story     // with Options.Story
 	Hash      uint64             // of all that happened; equal plans give equal hashes
@@ -74,7 +75,6 @@ type Stats struct {
 type runner struct {
 	*world
 	plan      *plan.Plan
-	options   Options
 	byName    map[string]*host // nodes and clients of the plan
 	admin     *admin
 	producers []producing
@@ -93,8 +93,17 @@ func Run(p *plan.Plan, o Options) *Result {
 	r := newRunner(p, o)
 	r.guarded()
 	res := &Result{
-		Plan: p, Violation: r.violation(), History: r.history, Hash: r.hash, Steps: r.steps, Time: time.Duration(r.now),
+		Plan: p, Violation: r.violation(), Hash: r.hash, Steps: r.steps, Time: time.Duration(r.now),
 		Phase: r.phase, Reached: r.reached, Skipped: r.skipped, Stats: r.check.stats, world: r.world,
+	}
+	if r.phase == "over" {
+		res.Verdict = history.Check(r.history, Rules(p))
+		if res.Violation = res.Verdict.First(); res.Violation != nil && r.tracing {
+			r.tracef("BROKEN %s: %s", res.Violation.Promise, res.Violation.Text)
+		}
+	}
+	if o.Record {
+		res.History = r.history
 	}
 	if o.Story {
 		res.Story = Story(p, o, res.Violation)
@@ -104,15 +113,13 @@ func Run(p *plan.Plan, o Options) *Result {
 
 // newRunner makes the world of a plan, in which all fields are filled.
 func newRunner(p *plan.Plan, o Options) *runner {
-	r := &runner{world: newWorld(p.Seed), plan: p, options: o, byName: map[string]*host{}, byClient: map[string]any{}}
+	r := &runner{world: newWorld(p.Seed), plan: p, byName: map[string]*host{}, byClient: map[string]any{}}
 	r.beyond = p.Beyond
 	r.planting, r.clientPlanting = o.Planting, o.ClientPlanting
 	r.disks.interval = p.Mesh.Sync == "interval"
 	r.disks.sync, r.disks.jitter = int64(p.Mesh.Disk.Sync), int64(p.Mesh.Disk.Jitter)
 	r.net.latency, r.net.jitter = int64(p.Mesh.Network.Latency), int64(p.Mesh.Network.Jitter)
-	if o.Record {
-		r.history = &history.History{}
-	}
+	r.history = &history.History{} // the checks of it are the last word
 	if o.Trace != nil {
 		r.tracing = true
 		r.tracef = func(format string, args ...any) {

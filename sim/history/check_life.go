@@ -207,8 +207,10 @@ func (k *checker) unfounded(x *life, s, e *Event, held []holding) string {
 	}
 	last := &held[len(held)-1]
 	if e.unmarked() {
-		// One delivery is the first, and it may be late.
-		if k.late(s, e, last) || !slices.ContainsFunc(held, func(h holding) bool { return h.unmarked() }) {
+		// One delivery is the first, and it may be late. An owner that got the batch only after
+		// its claim cannot know what another did with it; nor is what became of a message at
+		// one position said of it at another.
+		if k.late(s, e, last) || !slices.ContainsFunc(held, func(h holding) bool { return h.Term == e.Term && h.ID == e.ID && h.unmarked() }) {
 			return ""
 		}
 		return "it is not marked as delivered before"

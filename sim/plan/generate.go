@@ -195,7 +195,7 @@ func (g *generator) queues(d dice) {
 				if d.oneIn(2) {
 					c.Nack, c.Forget = 0.12, 0.08
 				}
-				if d.oneIn(6) {
+				if d.oneIn(6) && c.Raw {
 					c.Relay = g.names[0]
 					if !g.grows {
 						c.Relay = d.one(g.names)[0]
