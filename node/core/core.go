@@ -140,7 +140,8 @@ type Core struct {
 	// damageHorizon is the catalog version up to which damagedAll reaches: what was created
 	// later cannot have been lost here.
 	damageHorizon uint64
-	lostVotes     uint64 // the highest ring number for which a vote may have been forgotten
+	lostVotes     uint64 // the highest ring number for which a vote may have been forgotten; 0: none
+	recalling     bool   // it is being learned from the others
 	damaged       map[wire.PartitionID]bool
 	secret        uint64 // signs receipts
 }
@@ -174,9 +175,6 @@ func New(cfg Config, rec Recovered) *Core {
 	c.cache.limit = cfg.Limits.CacheBytes
 	c.recover(rec)
 	c.damageHorizon = c.catalog.version
-	if c.rings.current != nil {
-		c.lostVotes = c.rings.current.Number() + 1
-	}
 	c.timers.add(0, c.boot)
 	return c
 }
@@ -270,7 +268,10 @@ func (c *Core) boot() {
 	for _, p := range c.parts { // each by itself: the order does not matter
 		p.rememberFromNow()
 	}
-	if c.mesh == 0 && c.cfg.Found {
+	if c.damagedAll {
+		c.loseVotes()
+	}
+	if c.mesh == 0 && c.cfg.Found && c.rings.current == nil {
 		c.found()
 	} else if c.rings.current != nil {
 		c.ringChanged()

@@ -132,6 +132,10 @@ func (c *Core) peerUp(ev PeerUp) {
 		c.join(ev.Node, h)
 		return
 	}
+	if _, member := c.rings.current.Table().Member(ev.Node); c.mesh == 0 && member {
+		c.mesh = h.Mesh // its record was damaged, those of the rings were not
+		c.persistThen([]wire.Op{put(key(recordMesh), c.mesh)}, nil)
+	}
 	c.greet(p)
 }
 
@@ -204,6 +208,7 @@ func (c *Core) beat() {
 		c.send(id, b)
 	}
 	c.renewAll()
+	c.recallVote()
 }
 
 func (c *Core) onBeat(from ring.NodeID, b *wire.Beat) {
@@ -264,6 +269,7 @@ func (c *Core) onRemembered(from ring.NodeID, m *wire.Remembered) {
 	for _, n := range m.Commits {
 		if n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll && !c.planted(bugAmnesiaUnnoticed) {
 			c.damagedAll = true
+			c.loseVotes()
 			c.note(NoteWarn, nil, "store came back with less than it confirmed", "last commit is %d, %s remembers %d", c.recovered, from, n.Commit)
 			for _, id := range sortedKeys(c.parts) {
 				c.parts[id].startRepair()

@@ -19,6 +19,7 @@ const (
 	recordCatalog   = 'c' // name: wire.QueueEntry
 	recordRing      = 'R' // ring number: ring.Table
 	recordVote      = 'v' // ring number: vote
+	recordForgot    = 'V' // the highest ring number for which a vote may have been forgotten
 	recordPeer      = 'P' // node: peerRecord
 	recordTerm      = 't' // partition: wire.Term, the highest promised
 	recordHeard     = 'T' // partition: wire.Term, the highest heard of from other replicas; no promise
@@ -150,6 +151,8 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 		peer := c.peer(ring.NodeID(parts[0]))
 		peer.boot, peer.commits = p.Boot, p.Commits
 		return nil
+	case recordForgot:
+		return d.Decode(&c.lostVotes)
 	case recordVote:
 		parts := keyParts(r.Key, 1)
 		var v vote

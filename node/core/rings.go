@@ -122,8 +122,8 @@ func (c *Core) onRings(m *wire.Rings) {
 		for _, t := range learned {
 			c.rings.add(t)
 		}
-		if before == 0 {
-			c.lostVotes = c.rings.current.Number() + 1
+		if before == 0 && c.damagedAll {
+			c.loseVotes()
 		}
 		if c.rings.current.Number() > before {
 			c.ringChanged()
@@ -215,11 +215,78 @@ type vote struct {
 	Table    ring.Table
 }
 
+// loseVotes notes, durably, that a vote for the next ring may have been forgotten.
+func (c *Core) loseVotes() {
+	if c.rings.current == nil || c.lostVotes > c.rings.current.Number() {
+		return
+	}
+	c.lostVotes = c.rings.current.Number() + 1
+	c.persistThen([]wire.Op{put(key(recordForgot), c.lostVotes)}, nil)
+}
+
+// recallVote learns anew what this node may have promised and voted for and forgotten,
+// before it votes for the next ring again. It has the others promise it a ballot: whatever
+// a majority with its forgotten vote could have chosen, or still can, is known to one of any
+// N - majority + 1 of them, and is below that ballot.
+func (c *Core) recallVote() {
+	if c.lostVotes == 0 || c.recalling || c.council != nil || !c.member() {
+		return
+	}
+	number := c.lostVotes
+	forget := func(ops ...wire.Op) {
+		c.lostVotes = 0
+		c.persistThen(append(ops, remove(key(recordForgot))), nil)
+	}
+	if number <= c.rings.current.Number() {
+		forget()
+		return
+	}
+	members := c.rings.current.Table().Members
+	need := len(members) - (len(members)/2 + 1) + 1
+	c.recalling = true
+	ballot := wire.Ballot{Counter: c.votes[number].Promised.Counter + 1, Node: c.self}
+	learned, highest, have, answers := vote{Promised: ballot}, ballot, 0, 0
+	for _, m := range members {
+		if m.ID == c.self {
+			continue
+		}
+		c.call(m.ID, &wire.RingPrepare{Number: number, Ballot: ballot}, callTimeout, func(msg wire.Message) {
+			answers++
+			if r, ok := msg.(*wire.RingPromise); ok {
+				if highest.Less(r.Highest) {
+					highest = r.Highest
+				}
+				if r.OK {
+					have++
+					if learned.Accepted.Less(r.Accepted) {
+						learned.Accepted, learned.Table = r.Accepted, r.Table
+					}
+				}
+			}
+			if answers < len(members)-1 {
+				return
+			}
+			c.recalling = false
+			if c.lostVotes != number || c.rings.current.Number()+1 != number {
+				return
+			}
+			if have < need { // again, above what was seen
+				v := c.votes[number]
+				v.Promised.Counter = max(v.Promised.Counter, highest.Counter)
+				c.votes[number] = v
+				return
+			}
+			c.votes[number] = learned
+			forget(put(key(recordVote, number), learned))
+		})
+	}
+}
+
 // mayVote says whether this node may vote for a ring. After it has lost state it may
-// have forgotten a vote: it waits for the step that was under way then. With two
-// members every majority has the other one, who has not forgotten.
+// have forgotten a vote: it learns it first. With two members every majority has the other one,
+// who has not forgotten.
 func (c *Core) mayVote(number uint64) bool {
-	return !c.damagedAll || c.rings.current.Len() < 3 || number > c.lostVotes
+	return c.rings.current.Len() < 3 || number > c.lostVotes
 }
 
 func (c *Core) onRingPrepare(req ReqID, from ring.NodeID, m *wire.RingPrepare) {
