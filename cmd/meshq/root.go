@@ -75,6 +75,7 @@ one node. All other commands are clients: they talk to any node of a mesh.`,
 	}{
 		{"run", "Run nodes:", []*cobra.Command{a.devCommand(), a.serveCommand()}},
 		{"use", "Use a mesh:", []*cobra.Command{a.sendCommand(), a.receiveCommand(), a.queueCommand(), a.nodeCommand(), a.ringCommand()}},
+		{"test", "Put it to the test:", []*cobra.Command{a.simCommand(), a.chaosCommand()}},
 		{"about", "About:", []*cobra.Command{a.versionCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
