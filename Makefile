@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test race test-mesh check fmt vet staticcheck bench bench-go bench-test fuzz swarm clean
+.PHONY: help run build test race test-mesh check fmt vet staticcheck bench bench-go bench-test fuzz swarm mutants mutants-quick clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ test-mesh: build ## long tests: real processes, real kills
 swarm: ## simulate the protocol under SEEDS random schedules of faults, from seed FIRST on
 	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./sim -swarm.first=$(FIRST) -swarm.seeds=$(SEEDS)
 
+mutants: ## find each planted bug by simulation, about 15 minutes; TABLE=docs/planted-bugs.md writes the table there
+	$(GO) test -tags mutants -count=1 -timeout 60m -v -run '^(TestMutants|TestPlantingIsFree)$$' ./sim $(if $(TABLE),-mutants.table=$(abspath $(TABLE)))
+
+mutants-quick: ## the same for those that are found at once: seconds
+	$(GO) test -tags mutants -count=1 -timeout 10m -v -run '^TestMutants$$' ./sim -mutants.ranges=1 -mutants.seeds=100 -mutants.shrink=0 \
+		-mutants.only=confirm-before-sync,hit-confirmed-uncounted,no-producer-chain,no-duplicate-check,freed-after-one-group,no-anti-entropy,no-resume,ack-by-fallbacks
+
 fuzz: ## run each fuzzer for FUZZ
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do \
 		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
@@ -59,6 +66,7 @@ fmt: ## fail if a file is not formatted by gofmt
 vet: ## go vet, long tests too
 	$(GO) vet ./...
 	$(GO) vet -tags mesh ./...
+	$(GO) vet -tags mutants ./node/core ./client/core ./sim
 
 staticcheck: ## staticcheck, in the version that go.mod pins
 	$(GO) tool staticcheck -tags mesh ./...
