@@ -61,7 +61,9 @@ func (r *runner) strike(number int) {
 			r.tell(history.Event{Kind: history.FaultEnd, Number: number})
 		}
 		var end func()
-		end, why = r.begin(f)
+		if end, why = r.begin(f); why == "" {
+			r.reach(string(f.Kind))
+		}
 		switch {
 		case why == "" && end != nil:
 			r.lasts(f.For, func() { end(); f.over() })

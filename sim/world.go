@@ -81,6 +81,8 @@ type world struct {
 	names   names
 	failure *violation       // the first broken promise; the world stops there
 	reached map[string]int   // situations that came about, by name
+	told    map[msgKey]bool  // batches, by their first message, that their producer was told are confirmed
+	waiting int              // their messages, once for each group, acked or not
 	history *history.History // nil: none is kept
 	story   *storyteller     // nil: none is told
 	began   int64            // when the load began; 0: not yet
@@ -119,7 +121,7 @@ func newWorld(seed uint64) *world {
 		seed: seed, byID: map[ring.NodeID]*host{}, links: map[[2]int]*link{},
 		net:   netModel{latency: 200 * microsecond, jitter: 300 * microsecond, keepalive: 2 * second, redial: 200 * millisecond},
 		disks: diskModel{sync: 500 * microsecond, jitter: 1 * millisecond, read: 100 * microsecond},
-		hash:  seed, reached: map[string]int{}, unheard: map[[2]int]int{},
+		hash:  seed, reached: map[string]int{}, told: map[msgKey]bool{}, unheard: map[[2]int]int{},
 	}
 	w.names.init()
 	w.check = newChecker(w)
@@ -249,6 +251,8 @@ type host struct {
 	name  string
 	key   uint64 // of its luck: a hash of the name
 	place int    // among the nodes; -1: a client
+
+	confirms int64 // when it last told a producer that a batch is confirmed
 
 	client client // nil: a node
 
@@ -535,6 +539,9 @@ func (h *host) take(ev core.Event) {
 	case core.Request:
 		w.check.requested(h, e.Conn, e.Msg)
 	case core.Received:
+		if _, ok := e.Msg.(*wire.Resume); ok {
+			w.reach("resumed")
+		}
 		w.check.requested(h, e.Conn, e.Msg)
 	}
 	w.steps++
@@ -646,6 +653,7 @@ func (h *host) execute(e core.Effect) {
 			return
 		}
 		r.answered = true
+		w.answered(h, r, e.Msg)
 		w.check.replied(h, r, e.Msg)
 		r.msg = nil
 		if h.in[r.conn.id] == r.conn {
@@ -670,6 +678,7 @@ func (h *host) execute(e core.Effect) {
 				return
 			}
 		}
+		w.pushed(h, e.Msg)
 		w.check.pushing(h, c, e.Msg)
 		if c != nil {
 			w.send(c, 1, frame{kind: frameOneWay, msg: e.Msg})
@@ -694,6 +703,7 @@ func (h *host) execute(e core.Effect) {
 		}
 		h.stop(e.Err)
 	case core.Note:
+		w.noteSaid(&e)
 		if w.noted != nil {
 			w.noted(h, e)
 		}
