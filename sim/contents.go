@@ -126,6 +126,21 @@ func (c *contents) add(b *wire.Batch, segment int) change {
 	return held
 }
 
+// sound tells whether all that may be read fits its checksum.
+func (c *contents) sound() bool {
+	if len(c.rotten) > 0 {
+		return false
+	}
+	for _, l := range c.lanes {
+		for i := range l {
+			if l[i].bad && !l[i].freed {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // reopen makes what was freed come back where stays says so of it, and go for good where not.
 func (c *contents) reopen(stays func(k diskLane, b *diskBatch) bool) {
 	for _, k := range c.laneKeys() {

@@ -332,6 +332,9 @@ func (d *disk) damage(coin uint64, scrub bool) bool {
 	return true
 }
 
+// ailing tells whether something is missing that the node may not know of yet.
+func (d *disk) ailing() bool { return d.damaged || len(d.where) > 0 || d.old || !d.sound() }
+
 // mayGo tells whether a node may be gone for ever: each partition has a majority of its
 // home replicas without it.
 func (w *world) mayGo() bool {
@@ -352,7 +355,7 @@ func (w *world) mayLose(h *host) bool {
 	}
 	var number uint64
 	for _, o := range w.nodes() {
-		if !o.running || o.paused || o.core.Mesh() == 0 || len(o.core.Moving()) > 0 {
+		if !o.running || o.paused || o.core.Mesh() == 0 || len(o.core.Moving()) > 0 || o != h && (o.disk.ailing() || o.core.LostVotes()) {
 			return false
 		}
 		if number == 0 {
@@ -368,7 +371,7 @@ func (w *world) mayLose(h *host) bool {
 		}
 		for _, p := range q.partitions() {
 			for _, o := range w.nodes() {
-				if o.core.Repairing(p) || o.disk.damaged || o.disk.old {
+				if o.core.Repairing(p) {
 					return false
 				}
 			}

@@ -30,6 +30,10 @@ func (c *Core) Repairing(id wire.PartitionID) bool {
 	return c.parts[id] != nil && c.parts[id].repairing
 }
 
+// LostVotes tells whether this node may have forgotten a vote for the next ring, and has
+// not learned it anew.
+func (c *Core) LostVotes() bool { return c.lostVotes != 0 }
+
 // RememberedCommit is the highest commit number that this node remembers of another.
 func (c *Core) RememberedCommit(id ring.NodeID) uint64 {
 	p := c.peers[id]
