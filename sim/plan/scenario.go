@@ -2,7 +2,6 @@ package plan
 
 import (
 	"embed"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -102,12 +101,13 @@ func Scenario(name string) (*Plan, error) {
 	if i < 0 {
 		return nil, fmt.Errorf("no scenario %q; %sthere are S00 to S%02d", name, near(name), len(scenarios)-1)
 	}
-	text, err := scenarioFiles.ReadFile("scenarios/" + full + ".json")
+	f, err := scenarioFiles.Open("scenarios/" + full + ".json")
 	if err != nil {
-		return nil, fmt.Errorf("scenario %s: %w", full, err)
+		return nil, err
 	}
-	p := &Plan{}
-	if err := json.Unmarshal(text, p); err != nil {
+	defer f.Close()
+	p, err := Read(f)
+	if err != nil {
 		return nil, fmt.Errorf("scenario %s: %w", full, err)
 	}
 	return p, nil
