@@ -29,7 +29,7 @@ type storyteller struct {
 	streams   map[stream]*streamCount
 	ties      []*tie // connections that the message was handed over
 	onWay     []onWay
-	ackedBy   map[string][]string // by group: who has synced the ack, without the owner
+	ackedBy   map[[2]string][]string // by group and who asked for it: who has synced the ack
 
 	// Groups of what is told: "" is for all. Often it is known at the end alone which
 	// group the violation is about.
@@ -83,7 +83,7 @@ type tie struct {
 func newStoryteller(w *world, about history.Message, group string) *storyteller {
 	s := &storyteller{
 		w: w, about: about, group: group, seen: map[string]bool{}, asked: map[askedFrame]question{},
-		lives: map[*host]*life{}, streams: map[stream]*streamCount{}, ackedBy: map[string][]string{},
+		lives: map[*host]*life{}, streams: map[stream]*streamCount{}, ackedBy: map[[2]string][]string{},
 	}
 	w.observe = s.sending
 	return s
@@ -627,15 +627,15 @@ func (s *storyteller) tellFrame(c *conn, from, to *host, f frame, arrow int, los
 			s.line(from.name, arrow, "has it, but does not count: %s%s", codeName(m.Code), gone)
 		} else if strings.HasPrefix(s.story.Arrows[arrow-1].Label, "settled") {
 			s.line(from.name, arrow, "has synced the ack%s", gone)
-			if !slices.Contains(s.ackedBy[s.ofFrame], from.name) {
-				s.ackedBy[s.ofFrame] = append(s.ackedBy[s.ofFrame], from.name)
+			if who := [2]string{s.ofFrame, to.name}; !slices.Contains(s.ackedBy[who], from.name) {
+				s.ackedBy[who] = append(s.ackedBy[who], from.name)
 			}
 		}
 	case *wire.Settled:
 		label := s.story.Arrows[arrow-1].Label
 		if label == "settled: ok" {
 			by := ""
-			if held := s.ackedBy[s.ofFrame]; len(held) > 0 && s.w.node(s.owner.Node) == from {
+			if held := s.ackedBy[[2]string{s.ofFrame, from.name}]; len(held) > 0 {
 				by = ": " + strings.Join(append([]string{from.name}, held...), " ") + " hold that"
 			}
 			s.line(from.name, arrow, "answers %s: done%s%s", to.name, by, gone)

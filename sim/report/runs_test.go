@@ -158,7 +158,7 @@ func big() *Run {
 	for i, n := range names {
 		r.Plan.Mesh.Nodes = append(r.Plan.Mesh.Nodes, plan.Node{Name: n})
 		l := history.Lane{Name: n}
-		for k := range 500 {
+		for k := range 400 {
 			from := time.Duration(i*37+k*120) * mS
 			l.Spans = append(l.Spans, history.Span{From: from, To: from + 60*mS, State: states[(i+k)%5]})
 		}
@@ -170,8 +170,8 @@ func big() *Run {
 	}
 	var arrows []history.Arrow
 	var lines []history.Line
-	for i := range 5000 {
-		t := time.Duration(i)*12*mS + time.Duration(i*7%100)*us
+	for i := range 2000 {
+		t := time.Duration(i)*30*mS + time.Duration(i*7%100)*us
 		arrows = append(arrows, history.Arrow{From: names[i%9], To: names[(i*5+1)%9], Sent: t, Got: t + time.Duration(300+i%900)*us, Lost: i%13 == 0, Label: []string{"batch photos/0", "synced", "deliver photos/0", "acks photos/0"}[i%4]})
 		lines = append(lines, history.Line{At: t, Where: names[i%9], Text: "does something with it that takes some words to say", Arrow: i + 1})
 	}
@@ -179,7 +179,7 @@ func big() *Run {
 	lines = append(lines, history.Line{At: 60 * time.Second, Where: "b", Text: "BROKEN P3: b hands it to c2 after its ack was confirmed", Bad: true})
 	r.Story.Arrows, r.Story.Biography = arrows, lines
 	r.Plan.Length = plan.Duration(60 * time.Second)
-	r.History = counted(60*time.Second, 30)
+	r.History = counted(60*time.Second, 2)
 	r.Length = 60 * time.Second
 	return r
 }

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -13,7 +14,7 @@ type series struct {
 	width     time.Duration // of one bin
 	confirms  []int         // by bin
 	firsts    []int         // first deliveries to a group, by bin
-	backlog   []int         // confirmed, and not yet delivered to a group that gets them, at the end of each bin
+	backlog   []int         // confirmed, and not yet delivered to a group that has consumers, at the end of each bin
 	again     []redelivery
 	leftAgain int // redeliveries that were left out
 }
@@ -30,7 +31,7 @@ const (
 	mostAgain = 2000 // dots; a picture with more is a blot and megabytes
 )
 
-// count counts a history, in bins of 100 ms, or longer ones if those were too many.
+// countSeries counts a history, in bins of 100 ms, or longer ones if those were too many.
 func countSeries(h *history.History, p *plan.Plan, end time.Duration) *series {
 	s := &series{width: 100 * time.Millisecond}
 	for end/s.width >= mostBins {
@@ -39,8 +40,12 @@ func countSeries(h *history.History, p *plan.Plan, end time.Duration) *series {
 	n := int(end/s.width) + 1
 	s.confirms, s.firsts, s.backlog = make([]int, n), make([]int, n), make([]int, n)
 	groups := map[string]int{}
-	for _, q := range p.Queues {
-		groups[q.Name] = max(1, len(q.Groups))
+	taken := map[[2]string]bool{}
+	for _, c := range p.Consumers { // what no consumer takes waits for ever
+		if of := [2]string{c.Queue, cmp.Or(c.Group, "default")}; !taken[of] {
+			taken[of] = true
+			groups[c.Queue]++
+		}
 	}
 	type delivered struct {
 		message history.Message
