@@ -166,7 +166,7 @@ func (d *disk) complete(group []core.Persist) {
 	} else {
 		d.synced = len(d.log)
 	}
-	w.hashIn(6, d.h.key, d.commit, uint64(len(g.ops)))
+	w.hashIn(hashCommit, d.h.key, d.commit, uint64(len(g.ops)))
 }
 
 // syncLater is the fsync of sync: interval.

@@ -197,7 +197,7 @@ func (h *host) tell() {
 		return
 	}
 	g.told, g.at = alive, at
-	w.hashIn(7, h.key, uint64(len(alive)))
+	w.hashIn(hashGossip, h.key, uint64(len(alive)))
 	h.step(core.Members{Alive: slices.Clone(alive), Addresses: slices.Clone(at)})
 }
 

@@ -103,7 +103,7 @@ func (l *library) boot() {
 		w.tracef("%s starts", l.name)
 	}
 	w.tellClient(history.ClientUp, l.h.name)
-	w.hashIn(8, l.h.key, uint64(l.lives))
+	w.hashIn(hashLibraryBoot, l.h.key, uint64(l.lives))
 	l.step(libcore.Tick{})
 	l.program.begin()
 	l.watchWaits()
@@ -185,7 +185,7 @@ func (l *library) step(ev libcore.Event) {
 		l.todo = l.todo[1:]
 		l.w.steps++
 		effects := l.core.Step(l.now(), ev)
-		l.w.hashIn(9, l.h.key, uint64(len(effects)))
+		l.w.hashIn(hashLibraryStep, l.h.key, uint64(len(effects)))
 		for _, ef := range effects {
 			if l.crashIn == 0 {
 				l.die(l.back)

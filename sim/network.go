@@ -3,6 +3,8 @@ package sim
 import (
 	"slices"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/meshq/meshq/node/core"
 	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
@@ -153,7 +155,9 @@ func (w *world) send(c *conn, dir int, f frame) {
 	write := w.writeTime(c, dir)
 	c.wrote[dir] = write
 	l.packets++
-	copied, size := w.copied(f.msg)
+	copied, bytes := w.copied(f.msg)
+	size := len(bytes)
+	w.hashIn(hashSend, c.number, uint64(dir), uint64(f.kind), f.number, xxhash.Sum64(bytes))
 	f.arrives = max(write+w.underway(l, size, write), c.last[dir])
 	if silent := write + w.net.keepalive + between(w.luck(luckClose, c.luck, 11, l.packets), 0, w.net.keepalive); len(l.loss) > 0 && f.arrives > silent {
 		w.at(silent, func() { w.lose(c, nil) })
@@ -230,7 +234,7 @@ func (w *world) arrive(c *conn, dir int, f frame) {
 		to.inbox = append(to.inbox, func() { w.arrive(c, dir, f) })
 		return
 	}
-	w.hashIn(3, c.number, uint64(dir), uint64(f.kind), f.number, uint64(f.msg.Type()))
+	w.hashIn(hashArrive, c.number, uint64(dir), uint64(f.kind), f.number, uint64(f.msg.Type()))
 	if to.client != nil {
 		switch f.kind {
 		case frameReply:
@@ -363,7 +367,7 @@ func (h *host) dial(to *host) {
 		}
 		c.hello = hello
 		to.step(core.ConnOpened{Conn: c.id, Node: h.id})
-		w.hashIn(4, number)
+		w.hashIn(hashOpen, number)
 		c.last[1] = w.now + trip
 		w.after(trip, func() {
 			if h.life != life || c.dead {
@@ -446,7 +450,7 @@ func (w *world) closeSide(c *conn, i int) {
 	if h.life != c.life[i] {
 		return
 	}
-	w.hashIn(5, c.number, uint64(i))
+	w.hashIn(hashClose, c.number, uint64(i))
 	if i == 1 {
 		delete(h.in, c.id)
 		h.step(core.ConnClosed{Conn: c.id})

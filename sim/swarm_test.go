@@ -100,15 +100,17 @@ func report(t *testing.T, r *Result) {
 	if *swarmTrace {
 		return
 	}
-	m := r.world.failure.message
-	partition := ""
-	if x := r.world.check.messages[m]; x != nil {
-		partition = r.world.names.partition(x.partition)
+	v := r.Violation
+	partition, about := "", "the run"
+	for m, x := range r.world.check.messages {
+		if r.world.check.messageOf(m) == v.Message {
+			partition, about = r.world.names.partition(x.partition), r.world.check.about(m)
+		}
 	}
 	var life []string
 	for _, l := range lines {
 		switch {
-		case m != msgKey{} && mentions(l, r.world.names.producer(m.producer), m.sequence):
+		case about != "the run" && mentions(l, v.Message.Producer, v.Message.Number):
 		case strings.Contains(l, " -- "), strings.Contains(l, " crash"), strings.Contains(l, " boot "), strings.Contains(l, "BROKEN"), strings.Contains(l, " stop:"):
 		case partition != "" && strings.Contains(l, partition) && (strings.Contains(l, " note ") || strings.Contains(l, "owner ") || strings.Contains(l, "claim ")):
 		default:
@@ -119,7 +121,7 @@ func report(t *testing.T, r *Result) {
 	if n := len(life); n > 400 {
 		life = append(append(slices.Clone(life[:100]), "..."), life[n-300:]...)
 	}
-	t.Logf("the life of %s:\n%s", r.world.check.about(m), strings.Join(life, "\n"))
+	t.Logf("the life of %s:\n%s", about, strings.Join(life, "\n"))
 }
 
 // TestDeterminism runs some seeds twice: the hashes of all that happened are equal.

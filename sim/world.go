@@ -401,7 +401,7 @@ func (h *host) start() {
 		w.tracef("%s boot %d", h.name, h.boot)
 	}
 	h.core = core.New(c, recovered)
-	w.hashIn(1, h.key, h.boot)
+	w.hashIn(hashBoot, h.key, h.boot)
 	h.scheduleTick()
 	h.dialPeers()
 	h.disk.began()
@@ -545,8 +545,11 @@ func (h *host) take(ev core.Event) {
 		w.check.requested(h, e.Conn, e.Msg)
 	}
 	w.steps++
+	w.hashTakes(h, ev)
 	effects := h.core.Step(h.time(), ev)
-	w.hashIn(2, h.key, uint64(len(effects)))
+	for _, e := range effects {
+		w.hashGives(h, e)
+	}
 	if h.slow == 0 && !h.busy {
 		h.do(effects)
 		return
@@ -723,13 +726,6 @@ func (h *host) outTo(id ring.NodeID) *conn {
 	return h.out[to.index]
 }
 
-func (w *world) hashIn(vs ...uint64) {
-	for _, v := range vs {
-		w.hash = mix(w.hash, v)
-	}
-	w.hash = mix(w.hash, uint64(w.now))
-}
-
 // Rings as the world sees them.
 
 // table is the newest ring that any node knows.
@@ -755,8 +751,8 @@ func (w *world) ring() *ring.Ring {
 }
 
 // copied is what arrives when msg is sent: encoded and decoded, so that the two
-// sides share nothing; and its bytes on the way.
-func (w *world) copied(msg wire.Message) (wire.Message, int) {
+// sides share nothing; and its bytes on the way, a copy of nobody.
+func (w *world) copied(msg wire.Message) (wire.Message, []byte) {
 	b, err := wire.Encode(msg)
 	if err != nil {
 		panic(fmt.Sprintf("encoding %s: %v", w.describe(msg), err))
@@ -765,5 +761,5 @@ func (w *world) copied(msg wire.Message) (wire.Message, int) {
 	if err != nil {
 		panic(fmt.Sprintf("decoding %s: %v", w.describe(msg), err))
 	}
-	return m, len(b)
+	return m, b
 }
