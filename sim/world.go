@@ -57,6 +57,7 @@ type world struct {
 	now   int64
 	queue schedule
 	seq   uint64 // of the next scheduled call: breaks ties of time
+	calls int    // that were made
 
 	hosts []*host // nodes and clients, in the order of their making
 	mesh  []*host // the nodes among them
@@ -224,12 +225,21 @@ func (w *world) at(t int64, do func()) {
 
 func (w *world) after(d int64, do func()) { w.at(w.now+d, do) }
 
+// Bounds of a run: a core that asks for more and more is a failure, not a hang.
+const (
+	maxCalls   = 50_000_000
+	maxWaiting = 1_000_000
+)
+
 // run takes the world to time t, or to the first broken promise.
 func (w *world) run(t int64) {
 	for len(w.queue) > 0 && w.queue[0].at <= t && w.failure == nil {
 		c := w.queue.pop()
 		w.now = c.at
 		c.do()
+		if w.calls++; w.calls > maxCalls || len(w.queue) > maxWaiting {
+			w.fail("bounds", msgKey{}, "%d things happened and %d wait: more than a run may have", w.calls, len(w.queue))
+		}
 		if w.story != nil {
 			w.story.look()
 		}
