@@ -112,6 +112,30 @@ func TestEndings(t *testing.T) {
 	}
 }
 
+// TestSilentLoss: a disk forgets no less than what all the others can notice.
+func TestSilentLoss(t *testing.T) {
+	var log []diskGroup
+	for i := range 10 {
+		log = append(log, diskGroup{commit: uint64(i + 1)})
+	}
+	for _, x := range []struct {
+		atLeast    int
+		remembered []uint64
+		lose       int
+		ok         bool
+	}{
+		{1, []uint64{10, 10}, 1, true},
+		{0, []uint64{10, 8}, 3, true}, // who remembers 8 misses it when 8, 9 and 10 are gone
+		{5, []uint64{10, 8}, 5, true},
+		{1, []uint64{10, 0}, 0, false},
+		{1, nil, 0, false},
+	} {
+		if lose, ok := silentLoss(log, x.atLeast, x.remembered); ok != x.ok || ok && lose != x.lose {
+			t.Errorf("at least %d, remembered %v: %d, %t", x.atLeast, x.remembered, lose, ok)
+		}
+	}
+}
+
 // TestTornFiles: records and batches of a group are in two files. Where the last group
 // has both, either may be torn, and the store always says so.
 func TestTornFiles(t *testing.T) {
@@ -325,8 +349,7 @@ func TestWipe(t *testing.T) {
 }
 
 // TestRollback: an old copy of a disk has an old boot number. Where the mesh remembers a
-// higher one the node stops, and a new one takes its place; where the copy is of the last boot
-// it repairs itself.
+// higher one the node stops, and a new one takes its place.
 func TestRollback(t *testing.T) {
 	w := testMesh(t, 2, 3)
 	h := w.nodes()[1]
