@@ -35,6 +35,7 @@ type checker struct {
 	order    []msgKey
 	holders  map[msgKey]uint64  // bits of the places of nodes whose disk has it synced, or had it until it was done
 	synced   map[msgKey]uint64  // the same, with the disks that lost it since: at most W-1, which P1 allows
+	let      map[msgKey]uint64  // of those, the disks whose node let go of it
 	acked    map[groupKey]int64 // when an ack was confirmed
 	acking   map[groupKey]bool  // some consumer sent an ack: it may be kept without ever being confirmed
 	handed   map[groupKey][]*handout
@@ -58,6 +59,7 @@ type sentMessage struct {
 	body      string
 	at        int64
 	confirmed int64 // 0: not yet
+	want      int   // copies, as the confirm said
 	refused   bool  // its producer was told that it is not stored
 }
 
@@ -114,7 +116,7 @@ type waiting struct {
 
 func newChecker(w *world) *checker {
 	return &checker{
-		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, synced: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
+		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, synced: map[msgKey]uint64{}, let: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
 		handed: map[groupKey][]*handout{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
 		owned: map[int][]core.Ownership{}, owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
 		waiting: map[*host][]waiting{}, disks: map[*host]diskWatch{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{},
@@ -131,6 +133,7 @@ func (k *checker) holds(h *host, b *wire.Batch) {
 	for i := range b.Count {
 		k.holders[key(b, i)] |= 1 << h.place
 		k.synced[key(b, i)] |= 1 << h.place
+		k.let[key(b, i)] &^= 1 << h.place
 	}
 }
 
@@ -248,7 +251,7 @@ func (k *checker) replied(h *host, r *request, answer wire.Message) {
 					return
 				}
 				if s.confirmed == 0 {
-					s.confirmed = k.w.now
+					s.confirmed, s.want = k.w.now, int(e.Want)
 				}
 			}
 		}

@@ -199,6 +199,9 @@ func (d *disk) syncLater() {
 func (d *disk) apply(op *wire.Op) {
 	w := d.h.w
 	what := d.write(op, d.segment)
+	if op.Kind == wire.OpFree {
+		w.check.freed(d.h, op)
+	}
 	if op.Kind != wire.OpBatch || what == held {
 		return
 	}

@@ -38,15 +38,16 @@ type mutant struct {
 	name, rule, source string
 	breaks             []string
 	options            Options
+	library            bool // all clients use the client library: the bug is one of it, or raw clients cannot tell
 }
 
 func mutants() []mutant {
 	var out []mutant
 	for _, b := range nodecore.Planted() {
-		out = append(out, mutant{b.Name, b.Rule, b.Source, b.Breaks, Options{Planting: nodecore.Planting{Bug: b.Name}}})
+		out = append(out, mutant{b.Name, b.Rule, b.Source, b.Breaks, Options{Planting: nodecore.Planting{Bug: b.Name}}, b.Name == "quorum-error-as-refused"})
 	}
 	for _, b := range clientcore.Planted() {
-		out = append(out, mutant{b.Name, b.Rule, b.Source, b.Breaks, Options{ClientPlanting: clientcore.Planting{Bug: b.Name}}})
+		out = append(out, mutant{b.Name, b.Rule, b.Source, b.Breaks, Options{ClientPlanting: clientcore.Planting{Bug: b.Name}}, true})
 	}
 	return out
 }
@@ -110,7 +111,18 @@ func (m mutant) hunt() *score {
 			o.Kinds = append(o.Kinds, plan.Kind(kind))
 		}
 	}
-	make := func(seed uint64) *plan.Plan { return plan.Generate(seed, o) }
+	make := func(seed uint64) *plan.Plan {
+		p := plan.Generate(seed, o)
+		if m.library {
+			for i := range p.Producers {
+				p.Producers[i].Raw = false
+			}
+			for i := range p.Consumers {
+				p.Consumers[i].Raw, p.Consumers[i].Relay = false, ""
+			}
+		}
+		return p
+	}
 	if p := m.directed(); p != nil {
 		s.directed = true
 		make = func(seed uint64) *plan.Plan {

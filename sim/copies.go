@@ -1,0 +1,45 @@
+package sim
+
+import (
+	"math/bits"
+
+	"github.com/meshq/meshq/transport/wire"
+)
+
+// freed is called when a node has let go of batches. What is confirmed stays on W disks
+// until it is done, but for disks that lost it by a fault: those are the W - 1 that P1
+// allows for. Without this check a hint that goes too early would be found when somebody
+// misses the message alone, which takes the loss of the right disk besides.
+func (k *checker) freed(h *host, op *wire.Op) {
+	for _, b := range h.disk.lanes[diskLane{op.Partition, op.Lane}] {
+		if r := b.Run(); r.From < op.Run.From || op.Run.To < r.To {
+			continue
+		}
+		for i := range b.Count {
+			m := key(&b.Batch, i)
+			s := k.messages[m]
+			if s == nil || s.confirmed == 0 || k.allDone(m) || h.disk.has(&b.Batch, i) {
+				continue
+			}
+			if k.let[m] |= 1 << h.place; bits.OnesCount64(k.synced[m]&^k.let[m]) < s.want {
+				k.w.fail("P1", m, "%s lets go of %s, and fewer than %d disks have it then", h.name, k.about(m), s.want)
+				return
+			}
+		}
+	}
+}
+
+// has tells whether a message of a batch is on the disk at another position too.
+func (d *disk) has(b *wire.Batch, i uint32) bool {
+	for _, k := range d.laneKeys() {
+		if k.partition != b.Partition {
+			continue
+		}
+		for _, o := range d.lanes[k] {
+			if !o.freed && o.Producer == b.Producer && o.Sequence <= b.Sequence+uint64(i) && b.Sequence+uint64(i) < o.Sequence+uint64(o.Count) {
+				return true
+			}
+		}
+	}
+	return false
+}
