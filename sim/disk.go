@@ -313,9 +313,6 @@ func (d *disk) wound() {
 	d.wounds++
 }
 
-// rollBack loses the last synced groups, all but n, without a word.
-func (d *disk) rollBack(n int) { d.keep(min(n, len(d.log)), min(n, len(d.log)), false) }
-
 // recover is what the store gives at boot.
 func (d *disk) recover() core.Recovered {
 	w := d.h.w
