@@ -394,3 +394,26 @@ func TestOpenError(t *testing.T) {
 		t.Fatalf("%v in mesh %v: %v", h.id, h.core.Mesh(), w.failure)
 	}
 }
+
+// A copy from the boot before comes up with the boot number that the others remember; what
+// they remember of its commits tells that it is old, and it stops.
+func TestRollbackByOneBoot(t *testing.T) {
+	w := testMesh(t, 2, 3)
+	h := w.nodes()[1]
+	copied, id := w.now, h.id
+	w.runFor(second)
+	h.crash()
+	h.start()
+	w.runFor(20 * second)
+	if !h.rollback(w.now - copied) {
+		t.Fatal("the copy was not taken")
+	}
+	h.start()
+	w.runFor(10 * second)
+	if h.id == id {
+		t.Errorf("%s runs on its old copy, in boot %d", h.name, h.boot)
+	}
+	if w.failure != nil {
+		t.Error(w.failure)
+	}
+}

@@ -267,6 +267,10 @@ func (c *Core) commitSeen(p *peer, boot, commit uint64) {
 // copy that came back with less than it confirmed counts for nothing (P12).
 func (c *Core) onRemembered(from ring.NodeID, m *wire.Remembered) {
 	for _, n := range m.Commits {
+		if n.Boot > c.cfg.Boot || n.Boot == c.cfg.Boot && n.Commit > c.commit {
+			c.emit(Stop{Err: wire.Errorf(wire.ErrOlderData, "this data directory is at commit %d of boot %d, %s remembers commit %d of boot %d: it is an old copy", c.commit, c.cfg.Boot, from, n.Commit, n.Boot)})
+			return
+		}
 		if n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll && !c.planted(bugAmnesiaUnnoticed) {
 			c.damagedAll = true
 			c.loseVotes()
