@@ -125,16 +125,16 @@ type Delivery struct {
 	handout  core.HandoutID
 }
 
-// Fence is a fencing token. It compares by Term, then Node, then Attempt.
+// Fence is a fencing token. It compares by Term, then Node, then Serial.
 type Fence struct {
-	Term    uint64
-	Node    uint64
-	Attempt uint32
+	Term   uint64 // of the owner that handed the message out
+	Node   uint64 // that owner
+	Serial uint64 // number of the delivery in the term
 }
 
 // Compare is -1, 0 or 1.
 func (f Fence) Compare(g Fence) int {
-	return cmp.Or(cmp.Compare(f.Term, g.Term), cmp.Compare(f.Node, g.Node), cmp.Compare(f.Attempt, g.Attempt))
+	return cmp.Or(cmp.Compare(f.Term, g.Term), cmp.Compare(f.Node, g.Node), cmp.Compare(f.Serial, g.Serial))
 }
 
 var causes = [...]string{
@@ -166,7 +166,7 @@ func (c *Consumer) delivery(d *core.Delivery) (*Delivery, error) {
 		EnqueuedAt:  r.Enqueued,
 		Redelivered: d.Cause != wire.CauseNone || d.Receipt.Attempt > 1,
 		Cause:       causeOf(d.Cause),
-		Fence:       Fence{Term: d.Receipt.Term.Counter, Node: uint64(d.Receipt.Term.Node), Attempt: d.Receipt.Attempt},
+		Fence:       Fence{Term: d.Receipt.Term.Counter, Node: uint64(d.Receipt.Term.Node), Serial: d.Receipt.Serial},
 		consumer:    c,
 		handout:     d.Handout,
 	}
