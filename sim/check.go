@@ -48,9 +48,10 @@ type checker struct {
 	disks    map[*host]diskWatch
 	handover map[termKey]bool
 
-	idle  bool // no check of P2live: the mesh is not set up yet
-	stats Stats
-	terms map[wire.PartitionID]wire.Term
+	idle   bool // no check of P2live: the mesh is not set up yet
+	stats  Stats
+	terms  map[wire.PartitionID]wire.Term // of the last owner
+	before map[wire.PartitionID]wire.Term // of the one before it
 }
 
 type sentMessage struct {
@@ -119,7 +120,7 @@ func newChecker(w *world) *checker {
 		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, synced: map[msgKey]uint64{}, let: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
 		handed: map[groupKey][]*handout{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
 		owned: map[int][]core.Ownership{}, owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
-		waiting: map[*host][]waiting{}, disks: map[*host]diskWatch{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{},
+		waiting: map[*host][]waiting{}, disks: map[*host]diskWatch{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{}, before: map[wire.PartitionID]wire.Term{},
 	}
 }
 
@@ -442,12 +443,16 @@ func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
 	if c := top.resumed[h.index]; c != nil && !c.dead && c.up[0] && c.up[1] && h.in[c.id] == c {
 		back = true
 	}
-	if !same && !back {
+	kept := k.keptByHandover(h, top, r)
+	if !same && !back && !kept {
 		return
 	}
 	how := "in the same term, and its connection holds"
-	if back {
+	switch {
+	case back:
 		how = "and it resumed it here"
+	case kept:
+		how = "and the owner before handed over what was in flight"
 	}
 	k.w.fail("P4", g.key, "%s hands out %s (%s), but %s has it (term %s attempt %d, %d ms ago), %s", h.name, k.about(g.key), k.w.names.receipt(r),
 		top.client.name, k.w.names.term(top.term), top.attempt, (k.w.now-top.at)/millisecond, how)
@@ -539,7 +544,7 @@ func (k *checker) stepped(h *host) {
 			}
 		}
 		if k.terms[o.Partition] != o.Term {
-			k.terms[o.Partition] = o.Term
+			k.before[o.Partition], k.terms[o.Partition] = k.terms[o.Partition], o.Term
 			k.stats.Takeovers++
 		}
 		m[h.index] = ownership{o.Term, until, h.life}

@@ -12,6 +12,9 @@ type Ownership struct {
 	Partition wire.PartitionID
 	Term      wire.Term
 	Until     Instant // the holder acts on it before that
+	// Fresh says that it began without a reclaim grace: nobody owned the partition before,
+	// or the owner before handed over what was in flight.
+	Fresh bool
 }
 
 // Ownerships are the partitions that this node may act on as their owner, by partition.
@@ -19,7 +22,7 @@ func (c *Core) Ownerships() []Ownership {
 	var out []Ownership
 	for _, id := range sortedKeys(c.parts) {
 		if o := c.parts[id].own; o != nil && (o.phase == grace || o.phase == owning) && o.valid() {
-			out = append(out, Ownership{id, o.term, o.until()})
+			out = append(out, Ownership{id, o.term, o.until(), o.fresh})
 		}
 	}
 	return out
