@@ -554,19 +554,23 @@ func (c *Core) expireAt(p *partition, at Instant) {
 func (c *Core) drop(now Instant, p *partition, match func(*Item) bool, cause error) bool {
 	found := false
 	if b := p.batch; b != nil {
+		var gone []*Item
 		for i := range b.items {
-			it := &b.items[i]
-			if it.Ticket == nil || !match(it) {
-				continue
+			if it := &b.items[i]; it.Ticket != nil && match(it) {
+				gone = append(gone, it)
 			}
+		}
+		// What was never sent may be sent yet, if somebody waits for another message of it.
+		b.left -= len(gone)
+		unknown := (b.maybe() || b.left > 0) && !c.planted(bugUnknownRefused)
+		for _, it := range gone {
 			found = true
 			err := cause
 			if err == nil {
 				err = b.why()
 			}
 			it.Queue = p.queue.name
-			c.failItem(it, err, b.maybe() && !c.planted(bugUnknownRefused))
-			b.left--
+			c.failItem(it, err, unknown)
 		}
 	}
 	p.pending.remove(func(it *Item) bool {
