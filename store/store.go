@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/meshq/meshq/transport/wire"
 )
@@ -89,8 +90,9 @@ func (s *Store) Usage() Usage {
 }
 
 // Close refuses new commits, finishes those in the queue, and closes all files.
-// It takes the time of those commits and some hundred milliseconds. It may be called
-// again.
+// It takes the time of those commits and some hundred milliseconds. After a failed write
+// it returns that failure, in some seconds at most, and may leave files open until the
+// process ends. It may be called again.
 func (s *Store) Close() error {
 	s.close.Do(func() { s.closeErr = s.shutdown() })
 	return s.closeErr
@@ -108,18 +110,40 @@ func (s *Store) shutdown() error {
 	var errs []error
 	s.segments.closeAll()
 	failed := s.committer.failed
+	if failed != nil {
+		s.abandon()
+		s.metrics.unregister()
+		return errors.Join(failed, s.lock.Close())
+	}
 	errs = append(errs, s.committer.head.in.close(), s.meta.close(), s.committer.file.sync(), s.committer.file.close())
-	if err := errors.Join(errs...); failed == nil && err == nil {
+	if errors.Join(errs...) == nil {
 		id := s.identity
 		id.flags |= flagClosed
 		errs = append(errs, id.save(s.o.Dir))
 	}
 	s.metrics.unregister()
-	errs = append(errs, s.lock.Close())
-	if failed != nil {
-		return failed
+	return errors.Join(append(errs, s.lock.Close())...)
+}
+
+// abandonPatience bounds the closing of files on a disk that has failed.
+const abandonPatience = 2 * time.Second
+
+// abandon closes what it can after a failed write. Badger's Close tries to flush its
+// memtable to the failed disk, again and again, for ever: what is not closed in
+// abandonPatience ends with the process, as ErrFailed asks for.
+func (s *Store) abandon() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = s.committer.head.in.close()
+		_ = s.meta.close()
+		_ = s.committer.file.close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(abandonPatience):
+		s.o.Logger.Warn("the files of the failed store do not close; they end with the process")
 	}
-	return errors.Join(errs...)
 }
 
 // settled is told of each synced commit of the store's user: what was reported as
