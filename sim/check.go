@@ -30,6 +30,7 @@ type groupKey struct {
 type checker struct {
 	w      *world
 	queues []*queue
+	places map[wire.PartitionID]partitionPlace // of all queues, also of those that were deleted
 
 	messages map[msgKey]*sentMessage
 	order    []msgKey
@@ -104,6 +105,12 @@ type ownership struct {
 	life  int
 }
 
+// partitionPlace is which partition of a queue it is.
+type partitionPlace struct {
+	q     *queue
+	index uint32
+}
+
 // diskWatch is what is known of how a disk keeps up.
 type diskWatch struct {
 	syncs  uint64 // number of the fsync that was under way at the last look; 0: none
@@ -120,7 +127,7 @@ func newChecker(w *world) *checker {
 		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, synced: map[msgKey]uint64{}, let: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
 		handed: map[groupKey][]*handout{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
 		owned: map[int][]core.Ownership{}, owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
-		waiting: map[*host][]waiting{}, disks: map[*host]diskWatch{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{}, before: map[wire.PartitionID]wire.Term{},
+		waiting: map[*host][]waiting{}, disks: map[*host]diskWatch{}, places: map[wire.PartitionID]partitionPlace{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{}, before: map[wire.PartitionID]wire.Term{},
 	}
 }
 
@@ -128,7 +135,22 @@ func (k *checker) about(m msgKey) string {
 	return fmt.Sprintf("(%s#%d)", k.w.names.producer(m.producer), m.sequence)
 }
 
+// leaving is called when a queue is about to be deleted: nothing is promised of its messages any more.
+func (k *checker) leaving(q *queue) {
+	q.gone = true
+	k.queues = remove(k.queues, q)
+}
+
 // Disks (P1).
+
+// copied is called when the disk of a node is copied for its twin.
+func (k *checker) copied(h, twin *host) {
+	for m, at := range k.holders {
+		if at&(1<<h.place) != 0 {
+			k.holders[m] |= 1 << twin.place
+		}
+	}
+}
 
 func (k *checker) holds(h *host, b *wire.Batch) {
 	for i := range b.Count {
@@ -285,6 +307,9 @@ func (k *checker) allDone(m msgKey) bool {
 	s := k.messages[m]
 	if s == nil {
 		return false
+	}
+	if s.q.gone {
+		return true
 	}
 	for _, g := range s.q.entry.Groups {
 		if !k.acking[groupKey{wire.Group(g.Name, g.Generation), m}] {
@@ -463,6 +488,9 @@ func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
 func (k *checker) got(c *consumer, h *holding, stale bool) {
 	if s := k.messages[h.key]; s == nil || s.body != h.body {
 		k.w.fail("P9", h.key, "%s got %q as %s", c.h.name, h.body, k.about(h.key))
+		return
+	} else if c.q != nil && s.q != c.q {
+		k.w.fail("P11", h.key, "%s takes from generation %d of %s and got %s, which was sent to generation %d", c.h.name, c.q.entry.Generation, c.q.entry.Name, k.about(h.key), s.q.entry.Generation)
 		return
 	}
 	if stale {
@@ -663,7 +691,7 @@ func (k *checker) unacked() []groupKey {
 	var out []groupKey
 	for _, m := range k.order {
 		s := k.messages[m]
-		if s.confirmed == 0 {
+		if s.confirmed == 0 || s.q.gone {
 			continue
 		}
 		for _, g := range s.q.entry.Groups {
@@ -761,11 +789,13 @@ func (k *checker) converged(states map[*host]*wire.Inspected, ps []wire.Partitio
 	return nil
 }
 
-func (k *checker) queueOf(p wire.PartitionID) *queue {
-	for _, q := range k.queues {
-		if slices.Contains(q.partitions(), p) {
-			return q
-		}
+// queueOf is the queue of a partition, deleted or not; nil: there is none.
+func (k *checker) queueOf(p wire.PartitionID) *queue { return k.places[p].q }
+
+// made is called when a queue has been created.
+func (k *checker) made(q *queue) {
+	k.queues = append(k.queues, q)
+	for i, p := range q.partitions() {
+		k.places[p] = partitionPlace{q, uint32(i)}
 	}
-	return nil
 }

@@ -76,6 +76,15 @@ func newDisk(h *host) *disk {
 	return &disk{h: h, contents: newContents(), base: newContents()}
 }
 
+// copyFor is a copy of the disk, as it is at this moment, for another machine.
+func (d *disk) copyFor(h *host) *disk {
+	c := newDisk(h)
+	c.contents, c.base, c.log, c.synced = d.clone(), d.base.clone(), slices.Clone(d.log), d.synced
+	c.commit, c.highest, c.boot, c.segment = d.commit, d.highest, d.boot, d.segment
+	c.marks, c.damaged, c.where = slices.Clone(d.marks), d.damaged, slices.Clone(d.where)
+	return c
+}
+
 // countBoot counts a boot, durably, and gives its number.
 func (d *disk) countBoot() uint64 {
 	d.boot++

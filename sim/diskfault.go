@@ -145,6 +145,10 @@ func (h *host) replace() {
 // to be old: people then take it away and start with an empty one, within some seconds.
 func (h *host) stop(err error) {
 	h.crash()
+	if h.down > 0 && errors.Is(err, wire.ErrOlderData) && h.w.node(h.id) != h {
+		h.w.reach("twin-fenced")
+		return // its twin is the node now
+	}
 	if !h.disk.old || !errors.Is(err, wire.ErrOlderData) {
 		h.stopped = err
 		return

@@ -73,6 +73,7 @@ func (r *rumours) opinion(of *host) *opinion {
 	if !ok {
 		r.of = slices.Insert(r.of, i, &opinion{id: of.id, host: of})
 	}
+	r.of[i].host = of // which may be another process of the same node
 	return r.of[i]
 }
 
@@ -103,7 +104,7 @@ func (r *rumours) begin() {
 func (h *host) left() bool { return !h.running && h.drained }
 
 // takesPart tells whether gossip runs on h.
-func (h *host) takesPart() bool { return h.running && h.core.Mesh() != 0 }
+func (h *host) takesPart() bool { return h.running && h.core.Mesh() != 0 && h.w.node(h.id) == h }
 
 // ponder makes h doubt those whom nobody on its side can reach, and stop to doubt those
 // who can be.

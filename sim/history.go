@@ -165,14 +165,7 @@ func (w *world) tellStates(states map[*host]*wire.Inspected) {
 
 // indexOf is the place of a partition in its queue.
 func (w *world) indexOf(p wire.PartitionID) uint32 {
-	if q := w.check.queueOf(p); q != nil {
-		for i := range q.entry.Settings.Partitions {
-			if q.entry.Partition(i) == p {
-				return i
-			}
-		}
-	}
-	return 0
+	return w.check.places[p].index
 }
 
 // hashOf is what a history knows of the bytes of a message.

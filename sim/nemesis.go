@@ -109,6 +109,8 @@ func (r *runner) begin(f *fault) (end func(), why impossible) {
 	case plan.PowerCut, plan.Torn, plan.Amnesia, plan.Damage, plan.DamageRecord, plan.OpenError, plan.Rollback, plan.Wipe, plan.KeyReturns,
 		plan.DiskSlow, plan.DiskStall, plan.DiskFull, plan.DiskError, plan.SlowRead:
 		return r.hitDisk(f)
+	case plan.DeleteQueue:
+		return r.deleteQueue(f), ""
 	case plan.WallJump, plan.ClockRate, plan.Freeze:
 		return r.hitClock(f)
 	case plan.FalseDeath, plan.GossipCut, plan.GossipSilent, plan.StaleRevive:

@@ -57,6 +57,8 @@ func (r *runner) hitProcess(f *fault) (end func(), why impossible) {
 				h.slow -= int64(f.By)
 			}
 		}, ""
+	case plan.Twin:
+		return r.twin(f)
 	case plan.Join:
 		for i := range max(1, f.Count) {
 			name := fmt.Sprintf("j%d", int64(f.At)/millisecond)

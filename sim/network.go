@@ -407,6 +407,9 @@ func (h *host) redial(to *host) {
 	if !h.running || h.client != nil {
 		return
 	}
+	if now := w.node(to.id); now != nil { // another process of the same node
+		to = now
+	}
 	life := h.life
 	l := w.link(h, to)
 	l.dials++

@@ -14,6 +14,7 @@ import (
 type queue struct {
 	entry   wire.QueueEntry
 	catalog uint64
+	gone    bool // it is being deleted, or is
 }
 
 func (q *queue) partitions() []wire.PartitionID {
@@ -61,64 +62,101 @@ func (w *world) homeIDs(q *queue, p wire.PartitionID) []ring.NodeID {
 	return r.Preference(nil, uint64(p), min(r.Len(), int(q.entry.Settings.Replicas)))
 }
 
-// admin creates queues. It tries every node in turn until one answers.
+// admin creates and deletes queues. It tries every node in turn until one answers.
 type admin struct {
 	h    *host
-	todo func(c *conn)
+	msg  wire.Message // that it asks; nil: nothing
+	done func(answer wire.Message) bool
+	to   *host
 	next int
+	try  uint64 // counts tries; what an earlier one brings is void
 }
+
+// adminPatience is how long an admin waits for a node that says nothing.
+const adminPatience = 5 * second
 
 func (a *admin) opened(c *conn) {
-	if a.todo != nil {
-		a.todo(c)
+	if a.msg != nil && a.to == c.to {
+		a.send(c)
 	}
 }
-func (a *admin) closed(to *host)                  { a.again() }
+
+func (a *admin) closed(to *host) {
+	if a.to == to {
+		a.again()
+	}
+}
+
 func (a *admin) pushed(c *conn, msg wire.Message) {}
 
+// ask asks one node after another, until done takes an answer. One thing at a time.
+func (a *admin) ask(msg wire.Message, done func(answer wire.Message) bool) {
+	a.msg, a.done = msg, done
+	a.again()
+}
+
 func (a *admin) again() {
-	if a.todo == nil {
+	if a.msg == nil {
 		return
 	}
 	nodes := a.h.w.nodes()
 	a.next++
-	to := nodes[a.next%len(nodes)]
+	a.to = nodes[a.next%len(nodes)]
+	a.try++
+	to, try := a.to, a.try
 	a.h.w.after(50*millisecond, func() {
-		if c := a.h.out[to.index]; c != nil {
-			a.opened(c)
-			return
+		switch c := a.h.out[to.index]; {
+		case a.try != try:
+		case c != nil:
+			a.send(c)
+		default:
+			a.h.dial(to)
 		}
-		a.h.dial(to)
+	})
+	a.h.w.after(adminPatience, func() {
+		if a.try == try {
+			a.again()
+		}
 	})
 }
 
-func (w *world) newAdmin() *admin {
+func (a *admin) send(c *conn) {
+	try := a.try
+	c.call(a.msg, func(answer wire.Message) {
+		if a.try != try || a.msg == nil {
+			return
+		}
+		msg := a.msg
+		a.msg = nil // done may ask for something else
+		a.try++
+		if !a.done(answer) {
+			a.msg = msg
+			a.again()
+		}
+	})
+}
+
+func (w *world) newAdmin() *admin { return w.newAdminCalled("admin") }
+
+func (w *world) newAdminCalled(name string) *admin {
 	a := &admin{}
-	a.h = w.addClient("admin", a)
+	a.h = w.addClient(name, a)
 	return a
 }
 
 // create makes a queue and calls done with it.
 func (a *admin) create(name string, s wire.Settings, groups []string, done func(*queue)) {
-	a.todo = func(c *conn) {
-		todo := a.todo
-		c.call(&wire.CreateQueue{Name: name, Settings: s, Groups: groups}, func(m wire.Message) {
-			if a.todo == nil || fmt.Sprintf("%p", a.todo) != fmt.Sprintf("%p", todo) {
-				return
-			}
-			info, ok := m.(*wire.QueueInfo)
-			if !ok {
-				a.again()
-				return
-			}
-			a.todo = nil
-			q := &queue{entry: info.Entry, catalog: info.Catalog}
-			a.h.w.names.queue(&q.entry)
-			a.h.w.check.queues = append(a.h.w.check.queues, q)
-			done(q)
-		})
-	}
-	a.again()
+	a.ask(&wire.CreateQueue{Name: name, Settings: s, Groups: groups}, func(answer wire.Message) bool {
+		info, ok := answer.(*wire.QueueInfo)
+		if !ok {
+			return false
+		}
+		q := &queue{entry: info.Entry, catalog: info.Catalog}
+		a.h.w.names.queue(&q.entry)
+		a.h.w.check.made(q)
+		done(q)
+		return true
+	})
 }
 
 // inspect asks one node about partitions; done gets nil when it cannot be reached.

@@ -593,7 +593,10 @@ func (s *script) settle(cmd string, words []string) error {
 	}
 	kind := wire.Settling(slices.Index(settlings[:], cmd))
 	item := wire.SettleItem{Receipt: h.receipt, Runs: wire.Runs{wire.Span(h.offset, h.offset+1)}, Kind: kind, Delay: uint32(delay)}
-	if kind == wire.SettleNack || kind == wire.SettleRelease {
+	switch kind {
+	case wire.SettleAck:
+		s.check.acking[groupKey{h.receipt.Group, h.key}] = true
+	case wire.SettleNack, wire.SettleRelease:
 		s.check.ended(c, h)
 	}
 	c.subs[to.index].conn.call(&wire.Settle{Queue: s.q.entry.Name, Catalog: s.q.catalog, Items: []wire.SettleItem{item}}, func(m wire.Message) {

@@ -42,6 +42,8 @@ var Situations = []Situation{
 	{"ring-step", "a node learns a ring that is not the first"},
 	{"moved", "a partition has moved to a new ring"},
 	{"backlog", "a thousand confirmed messages wait for a group"},
+	{"queue-deleted", "a queue is deleted, and that is confirmed"},
+	{"twin-fenced", "the older of two processes of one node stops itself"},
 }
 
 func (w *world) reach(name string) { w.reached[name]++ }
@@ -153,4 +155,15 @@ func (w *world) enqueueAnswered(h *host, m *wire.Enqueue, answer wire.Message) {
 			w.reach("backlog")
 		}
 	}
+}
+
+// Missing are the situations that the plan must come across, and that the run did not.
+func (r *Result) Missing() []string {
+	var out []string
+	for _, name := range r.Plan.Must {
+		if r.Reached[name] == 0 {
+			out = append(out, name)
+		}
+	}
+	return out
 }

@@ -59,11 +59,12 @@ type world struct {
 	seq   uint64 // of the next scheduled call: breaks ties of time
 	calls int    // that were made
 
-	hosts []*host // nodes and clients, in the order of their making
-	mesh  []*host // the nodes among them
-	byID  map[ring.NodeID]*host
-	links map[[2]int]*link
-	conns uint64
+	hosts  []*host // nodes and clients, in the order of their making
+	mesh   []*host // the nodes among them
+	places int     // that nodes have, or had
+	byID   map[ring.NodeID]*host
+	links  map[[2]int]*link
+	conns  uint64
 
 	net   netModel
 	disks diskModel
@@ -279,6 +280,7 @@ type host struct {
 	boots    int64 // world time of the last boot
 	// bootSeen are the highest boot numbers that others said in this life: the door turns away lower ones.
 	bootSeen map[ring.NodeID]uint64
+	twinOf   *host // of which it is a second process; nil: none
 	disk     *disk
 	peers    []ring.Member
 	limits   core.Limits
@@ -333,7 +335,8 @@ func (w *world) addHost(name string) *host {
 // addNode makes a machine with an empty disk; start boots it.
 func (w *world) addNode(name string, id ring.NodeID) *host {
 	h := w.addHost(name)
-	h.place = len(w.mesh)
+	h.place = w.places
+	w.places++
 	w.mesh = append(w.mesh, h)
 	h.disk = newDisk(h)
 	w.setID(h, id)
@@ -374,6 +377,9 @@ func nameKey(name string) uint64 {
 
 func (h *host) member() ring.Member {
 	name := h.name
+	if h.twinOf != nil {
+		name = h.twinOf.member().Name
+	}
 	if h.replaced > 0 { // the mesh keeps the name of the node that is gone
 		name = fmt.Sprintf("%s-%d", h.name, h.replaced+1)
 	}
@@ -733,7 +739,10 @@ func (h *host) outTo(id ring.NodeID) *conn {
 	if to == nil {
 		return nil
 	}
-	return h.out[to.index]
+	if c := h.out[to.index]; c != nil || to.twinOf == nil {
+		return c
+	}
+	return h.out[to.twinOf.index] // as long as that connection holds
 }
 
 // Rings as the world sees them.
