@@ -268,8 +268,8 @@ func (r *chaosRuns) conclude(ctx context.Context, err error) error {
 		result = r.last
 	}
 	if result == nil {
-		if err == nil && r.skipped > 0 && !r.settings.json {
-			fmt.Fprintf(r.app.out, "SKIPPED: nothing could be run here\n")
+		if err == nil && r.skipped > 0 {
+			return failed(errors.New("chaos: nothing could be run here"), `"meshq chaos --list" says what can`)
 		}
 		return nil
 	}

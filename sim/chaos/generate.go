@@ -26,6 +26,7 @@ type round struct {
 	nodes  []string // that the mesh has now
 	last   bool     // no round follows
 	joined int      // nodes that have joined in the rounds before
+	lost   bool     // a disk was lost for good in the rounds before
 	shape  Shape
 }
 
@@ -113,7 +114,7 @@ func (r round) disk(d dice, p *plan.Plan) []plan.Fault {
 	if f.Kind == plan.Wipe && !r.last {
 		f.Kind = plan.Amnesia
 	}
-	if d.IntN(2) == 0 || r.shape.Can != nil && !r.shape.Can(f.Kind) {
+	if d.IntN(2) == 0 || r.lost || r.shape.Can != nil && !r.shape.Can(f.Kind) {
 		return nil
 	}
 	return []plan.Fault{f}
@@ -124,7 +125,8 @@ var hurting = []plan.Kind{plan.Torn, plan.Amnesia, plan.Damage, plan.DamageRecor
 
 // within takes out what would be more than the promises cover, or more than one node
 // can go through: a disk that is set back behind a start of its node is a disk that is
-// lost, so nothing else takes that node down.
+// lost, and so may be that of a node with a twin; so nothing else takes that node down,
+// and no other disk loses anything.
 func (r round) within(drawn []plan.Fault) (kept []plan.Fault) {
 	alone := ""
 	for _, f := range drawn {
@@ -132,9 +134,21 @@ func (r round) within(drawn []plan.Fault) (kept []plan.Fault) {
 			alone = f.On[0]
 		}
 	}
+	lossy := slices.ContainsFunc(drawn, func(f plan.Fault) bool { return slices.Contains(hurting, f.Kind) })
 	for _, f := range drawn {
 		switch f.Kind {
-		case plan.Crash, plan.PowerCut, plan.Restart, plan.DiskError, plan.Twin, plan.DiskFull:
+		case plan.Twin:
+			if lossy || r.lost {
+				continue
+			}
+			alone, lossy = f.On[0], true
+		}
+		kept = append(kept, f)
+	}
+	drawn, kept = kept, nil
+	for _, f := range drawn {
+		switch f.Kind {
+		case plan.Crash, plan.PowerCut, plan.Restart, plan.DiskError, plan.DiskFull:
 			if alone != "" && slices.Contains(f.On, alone) {
 				continue
 			}

@@ -206,6 +206,8 @@ func (e *breachError) Error() string { return e.promise + ": " + e.text }
 
 // say notes what exactly was done.
 func (f *fault) say(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.note = append(f.note, fmt.Sprintf(format, args...))
 }
 

@@ -79,29 +79,51 @@ func slowNode(f *fault) (func() error, error) {
 // twin starts a second process with the identity of a node. One of the two has to give
 // way; which, is not said.
 func twin(f *fault) (func() error, error) {
-	var twins []*Node
-	for _, p := range f.nodes {
+	err := f.each(func(p *patient) error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		t, err := p.node.Twin()
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if err := t.Start(); err != nil {
-			return nil, err
-		}
-		twins = append(twins, t)
+		p.twin = t
+		return t.Start()
+	})
+	return func() error { return f.each(func(p *patient) error { return p.outlive(f) }) }, err
+}
+
+// outlive ends the twin of a node. If it was the node that gave way, it goes on with what
+// the twin has.
+func (p *patient) outlive(f *fault) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.twin
+	if t == nil {
+		return nil
 	}
-	return func() error {
-		var errs []error
-		for _, t := range twins {
-			if t.Running() {
-				f.say("the copy of %s ran until it was killed", t.Name())
-			} else {
-				f.say("the copy of %s gave way with exit code %d: %s", t.Name(), t.ExitCode(), lastLine(t.Log()))
-			}
-			errs = append(errs, t.Kill())
-		}
-		return errors.Join(errs...)
-	}, nil
+	if t.Running() {
+		f.say("the copy of %s ran until it was killed", p.node.Name())
+	} else {
+		f.say("the copy of %s gave way with exit code %d: %s", p.node.Name(), t.ExitCode(), lastLine(t.Log()))
+	}
+	err := t.Kill()
+	if err != nil || !p.fenced {
+		return err
+	}
+	if err = p.inherit(); err == nil && p.down == 0 {
+		err = p.startLocked()
+	}
+	return err
+}
+
+// inherit gives a node that is down the disk of its twin, which is down as well; mu is held.
+func (p *patient) inherit() error {
+	s, err := p.twin.Snapshot()
+	if err == nil {
+		err = errors.Join(p.node.Rollback(s), s.Remove())
+	}
+	p.twin, p.fenced = nil, false
+	return err
 }
 
 // join starts new nodes, which stay.

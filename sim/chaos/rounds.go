@@ -62,6 +62,7 @@ func (s *stage) rounds(ctx context.Context, r round, end time.Time, done func(*R
 		r.nodes = nil
 		for _, n := range s.mesh.Nodes() {
 			r.nodes = append(r.nodes, n.Name())
+			r.lost = r.lost || n.Called() != n.Name()
 		}
 		r.joined = len(r.nodes) - orElse(r.shape.Nodes, 4)
 	}

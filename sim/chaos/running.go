@@ -120,10 +120,9 @@ var ofClients = []plan.Kind{
 func (s *stage) watch(ctx context.Context) {
 	const first = 1_000_000 // numbers of faults that are not of the plan
 	type seen struct {
-		boot   uint64
-		well   time.Duration // when it was last seen to be well
-		fault  int           // its number; 0: it is well
-		before bool
+		boot  uint64
+		well  time.Duration // when it was last seen to be well
+		fault int           // its number; 0: it is well
 	}
 	nodes := map[string]*seen{}
 	next := first

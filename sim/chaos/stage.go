@@ -53,6 +53,8 @@ type patient struct {
 	lost    []string   // what the mesh called it when its disk was lost for good
 	rebirth int
 	kept    *Snapshot // for a rollback; nil: none
+	twin    *Node     // with its identity, the last that there was; nil: none
+	fenced  bool      // its process has ended while the twin runs
 }
 
 // newStage makes a mesh and starts the nodes of a plan that do not join later.
@@ -246,19 +248,32 @@ func (p *patient) ended(exited <-chan struct{}) {
 	}
 	name, code, last := p.node.Name(), p.node.ExitCode(), lastLine(p.node.Log())
 	p.stage.tell(history.Event{Kind: history.NodeDown, Who: name, Text: fmt.Sprintf("with exit code %d: %s", code, last)})
+	old := logTells(p.node.Log(), olderData)
+	if old && p.twin != nil && p.twin.Running() {
+		p.stage.opts.say("%s gave way to its twin: %s", name, last)
+		p.fenced = true
+		return
+	}
 	if p.rebirth++; p.rebirth > maxRebirths {
 		p.stage.breach("Start", "%s ends again and again, the last time with exit code %d: %s", name, code, last)
 		return
 	}
 	// A node whose disk was set back to before its last start refuses to start, by design:
-	// then its disk counts as lost.
-	if logTells(p.node.Log(), olderData) {
+	// then its disk counts as lost, unless a twin has a newer one.
+	switch {
+	case old && p.twin != nil:
+		p.stage.opts.say("%s gave way to its twin, which has ended: %s", name, last)
+		if err := p.inherit(); err != nil {
+			p.stage.breach("Start", "%s: %v", name, err)
+			return
+		}
+	case old:
 		p.stage.opts.say("%s refuses to start on a disk that is older than the mesh remembers: a new node with an empty disk takes its place", name)
 		if err := p.wipe(); err != nil {
 			p.stage.breach("Start", "%s: %v", name, err)
 			return
 		}
-	} else {
+	default:
 		p.stage.opts.say("%s ended by itself with exit code %d: %s", name, code, last)
 	}
 	p.stage.work.Go(func() {
