@@ -32,10 +32,22 @@ type diskBatch struct {
 	wire.Batch
 	segment int  // in which it is: each boot begins one
 	bad     bool // a bit has flipped
-	// freed batches are not read any more. The store knows it in memory alone: after a boot
-	// those whose segment is still there are back.
-	freed bool
+	// found says that the store knows that it is bad: it is not read any more, and does not
+	// count as held. It knows it in memory alone; so it does with freed, the offsets that are
+	// not read any more. After a boot what is in a segment that is still there is back.
+	found bool
+	freed wire.Runs
 }
+
+// live are the offsets that may be read.
+func (b *diskBatch) live() wire.Runs {
+	if b.found {
+		return nil
+	}
+	return b.freed.Missing(b.Run())
+}
+
+func (b *diskBatch) gone() bool { return len(b.live()) == 0 }
 
 // diskGroup is what was written with one fsync: commits that are there as a whole or
 // not at all.
@@ -88,9 +100,11 @@ func (c *contents) write(op *wire.Op, segment int) change {
 	case wire.OpBatch:
 		return c.add(&op.Batch, segment)
 	case wire.OpFree:
-		for i, b := range c.lanes[diskLane{op.Partition, op.Lane}] {
-			if r := b.Run(); op.Run.From <= r.From && r.To <= op.Run.To {
-				c.lanes[diskLane{op.Partition, op.Lane}][i].freed = true
+		l := c.lanes[diskLane{op.Partition, op.Lane}]
+		for i := range l {
+			if r := wire.Span(max(l[i].Base, op.Run.From), min(l[i].Run().To, op.Run.To)); r.From < r.To {
+				l[i].freed = l[i].freed.Clone() // others share it
+				l[i].freed.Add(r)
 			}
 		}
 	}
@@ -114,16 +128,16 @@ func (c *contents) add(b *wire.Batch, segment int) change {
 		return added
 	}
 	switch old := &l[i]; {
+	case old.Checksum != b.Checksum || old.Count != b.Count || old.Producer != b.Producer || old.Sequence != b.Sequence:
+		return clashes
+	case !old.found && len(old.freed) == 0:
+		return held // also if a bit has flipped and nobody has noticed
 	case old.bad:
 		l[i] = diskBatch{Batch: *b, segment: segment}
 		return mended
-	case old.Checksum != b.Checksum || old.Count != b.Count || old.Producer != b.Producer || old.Sequence != b.Sequence:
-		return clashes
-	case old.freed:
-		l[i] = diskBatch{Batch: *b, segment: segment}
-		return added
 	}
-	return held
+	l[i] = diskBatch{Batch: *b, segment: segment}
+	return added
 }
 
 // sound tells whether all that may be read fits its checksum.
@@ -133,7 +147,7 @@ func (c *contents) sound() bool {
 	}
 	for _, l := range c.lanes {
 		for i := range l {
-			if l[i].bad && !l[i].freed {
+			if l[i].bad && !l[i].gone() {
 				return false
 			}
 		}
@@ -141,12 +155,13 @@ func (c *contents) sound() bool {
 	return true
 }
 
-// reopen makes what was freed come back where stays says so of it, and go for good where not.
+// reopen makes what is not read any more come back where stays says so of it, and go for good where
+// not. Of what is still read in part all comes back.
 func (c *contents) reopen(stays func(k diskLane, b *diskBatch) bool) {
 	for _, k := range c.laneKeys() {
-		l := slices.DeleteFunc(c.lanes[k], func(b diskBatch) bool { return b.freed && !stays(k, &b) })
+		l := slices.DeleteFunc(c.lanes[k], func(b diskBatch) bool { return b.gone() && !stays(k, &b) })
 		for i := range l {
-			l[i].freed = false
+			l[i].freed, l[i].found = nil, false
 		}
 		if c.lanes[k] = l; len(l) == 0 {
 			delete(c.lanes, k)
@@ -161,7 +176,7 @@ func (c *contents) refs(join func(b *diskBatch) bool) []wire.BatchRef {
 		var last *wire.BatchRef
 		for i := range c.lanes[k] {
 			b := &c.lanes[k][i]
-			if b.freed {
+			if b.gone() {
 				last = nil
 				continue
 			}
@@ -191,19 +206,22 @@ func (c *contents) loaded() []wire.StoredRecord {
 	return out
 }
 
-// read gives whole batches that overlap runs, and what of them is damaged.
+// read gives whole batches of which something in runs is live, and what of them is damaged; the
+// store does not count that as held any more.
 func (c *contents) read(k diskLane, runs wire.Runs, maxBytes int) (batches []wire.Batch, damaged wire.Runs) {
 	size := 0
-	for _, b := range c.lanes[k] {
-		if b.freed || len(runs.Overlap(b.Run())) == 0 {
+	for i := range c.lanes[k] {
+		b := &c.lanes[k][i]
+		if len(runs.Intersect(b.live())) == 0 {
 			continue
+		}
+		if len(batches) > 0 && size+b.Size() > maxBytes {
+			break
 		}
 		if b.bad {
-			damaged.Add(b.Run())
+			damaged.AddAll(b.live())
+			b.found = true
 			continue
-		}
-		if size > 0 && size+b.Size() > maxBytes {
-			break
 		}
 		size += b.Size()
 		batches = append(batches, b.Batch)

@@ -35,8 +35,9 @@ func (d *disk) has(b *wire.Batch, i uint32) bool {
 		if k.partition != b.Partition {
 			continue
 		}
-		for _, o := range d.lanes[k] {
-			if !o.freed && o.Producer == b.Producer && o.Sequence <= b.Sequence+uint64(i) && b.Sequence+uint64(i) < o.Sequence+uint64(o.Count) {
+		for j := range d.lanes[k] {
+			o := &d.lanes[k][j]
+			if !o.gone() && o.Producer == b.Producer && o.Sequence <= b.Sequence+uint64(i) && b.Sequence+uint64(i) < o.Sequence+uint64(o.Count) {
 				return true
 			}
 		}

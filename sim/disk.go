@@ -159,17 +159,21 @@ func (d *disk) syncTime() int64 {
 // complete makes a group one that is confirmed.
 func (d *disk) complete(group []core.Persist) {
 	w := d.h.w
-	d.highest++
-	d.commit = d.highest
-	d.damaged, d.where = false, nil // who must act on it knows
-	g := diskGroup{commit: d.commit, segment: d.segment, at: w.now}
+	g := diskGroup{segment: d.segment, at: w.now}
 	for _, p := range group {
 		g.ops = append(g.ops, p.Ops...)
 	}
-	d.log = append(d.log, g)
+	writes := false
 	for i := range g.ops {
-		d.apply(&g.ops[i])
+		writes = d.apply(&g.ops[i]) || writes
 	}
+	if writes { // else it has the number of the one before
+		d.highest++
+		d.commit = d.highest
+		d.damaged, d.where = false, nil // who must act on it knows
+	}
+	g.commit = d.commit
+	d.log = append(d.log, g)
 	if w.disks.interval {
 		d.syncLater()
 	} else {
@@ -205,19 +209,23 @@ func (d *disk) syncLater() {
 	})
 }
 
-func (d *disk) apply(op *wire.Op) {
+// apply executes an op, and tells whether it wrote something to the disk.
+func (d *disk) apply(op *wire.Op) bool {
 	w := d.h.w
 	what := d.write(op, d.segment)
-	if op.Kind == wire.OpFree {
+	switch {
+	case op.Kind == wire.OpFree:
 		w.check.freed(d.h, op)
-	}
-	if op.Kind != wire.OpBatch || what == held {
-		return
+		return false
+	case op.Kind != wire.OpBatch:
+		return true
+	case what == held:
+		return false
 	}
 	switch what {
 	case clashes:
 		w.fail("P9", key(&op.Batch, 0), "%s overwrites %s with other bytes", d.h.name, w.names.batch(&op.Batch))
-		return
+		return true
 	case mended:
 		d.repaired++
 	}
@@ -225,6 +233,7 @@ func (d *disk) apply(op *wire.Op) {
 	if w.tracing {
 		w.tracef("%s synced %s", d.h.name, w.names.batch(&op.Batch))
 	}
+	return true
 }
 
 // fail is a failed fsync: nothing is confirmed any more, and the process ends within
@@ -374,6 +383,54 @@ func (d *disk) began() {
 				d.report(k)
 			}
 		})
+	}
+	for _, k := range d.laneKeys() {
+		for i := range d.lanes[k] {
+			if d.lanes[k][i].bad {
+				d.scrubLater(k, d.lanes[k][i].Base)
+			}
+		}
+	}
+	if d.boot > 1 {
+		w.after(between(w.luck(luckDisk, d.h.key, 27, d.boot), millisecond, second), func() {
+			if d.h.life == life && !d.failed {
+				d.own()
+			}
+		})
+	}
+}
+
+// scrubLater lets the pass of the scrubber after a boot find a bad batch.
+func (d *disk) scrubLater(k diskLane, base wire.Offset) {
+	w, life := d.h.w, d.h.life
+	w.after(between(w.luck(luckDisk, d.h.key, 28, uint64(base)), millisecond, scrubAfter), func() {
+		if d.h.life != life {
+			return
+		}
+		for i := range d.lanes[k] {
+			if b := &d.lanes[k][i]; b.Base == base && b.bad {
+				d.scrub(k, b)
+				return
+			}
+		}
+	})
+}
+
+// own counts a commit of the store itself: it notes what the segment of the boot before holds.
+func (d *disk) own() {
+	d.highest++
+	d.commit = d.highest
+	d.log = append(d.log, diskGroup{commit: d.commit, segment: d.segment, at: d.h.w.now})
+	if !d.h.w.disks.interval {
+		d.synced = len(d.log)
+	}
+}
+
+// scrub finds that a batch is bad.
+func (d *disk) scrub(k diskLane, b *diskBatch) {
+	if runs := b.live(); len(runs) > 0 {
+		b.found = true
+		d.h.step(core.Damage{Partition: k.partition, Lane: k.lane, Runs: runs})
 	}
 }
 

@@ -230,8 +230,7 @@ func (h *host) openError(n int) bool {
 			}
 		}
 	} else {
-		fresh := newContents()
-		d.records, d.deleted, d.rotten = fresh.records, fresh.deleted, fresh.rotten
+		d.loseRecords()
 	}
 	d.damaged = true
 	d.wound()
@@ -240,6 +239,18 @@ func (h *host) openError(n int) bool {
 		w.tracef("%s sets aside %s", h.name, [...]string{"a segment", "its records"}[min(n, 1)])
 	}
 	return true
+}
+
+// loseRecords loses the instance with the records. The last commit is the last of the others then.
+func (d *disk) loseRecords() {
+	fresh := newContents()
+	d.records, d.deleted, d.rotten = fresh.records, fresh.deleted, fresh.rotten
+	d.commit = 0
+	for i := range d.log {
+		if _, batches := d.log[i].parts(); batches {
+			d.commit = d.log[i].commit
+		}
+	}
 }
 
 // keyReturns ends the process of h; records that were deleted, each with a chance of one
@@ -313,8 +324,8 @@ func (d *disk) damage(coin uint64, scrub bool) bool {
 	}
 	var whole []at
 	for _, k := range d.laneKeys() {
-		for i, b := range d.lanes[k] {
-			if !b.bad && !b.freed {
+		for i := range d.lanes[k] {
+			if b := &d.lanes[k][i]; !b.bad && !b.gone() {
 				whole = append(whole, at{k, i})
 			}
 		}
@@ -331,7 +342,7 @@ func (d *disk) damage(coin uint64, scrub bool) bool {
 		d.h.w.tracef("%s damaged %s", d.h.name, d.h.w.names.batch(&b.Batch))
 	}
 	if scrub {
-		d.h.step(core.Damage{Partition: x.k.partition, Lane: x.k.lane, Runs: wire.Runs{b.Run()}})
+		d.scrub(x.k, b)
 	}
 	return true
 }
