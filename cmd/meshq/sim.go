@@ -242,6 +242,10 @@ func (s *simulation) tell(ctx context.Context, r *sim.Result, took time.Duration
 	if r.Violation != nil {
 		return &failure{code: exitFailed}
 	}
+	if missing := r.Missing(); len(missing) > 0 {
+		return failed(fmt.Errorf("sim: the run never came across %s, which its plan says it must: it proves nothing", strings.Join(missing, ", ")),
+			"try the luck of another --seed")
+	}
 	return nil
 }
 
@@ -364,7 +368,7 @@ func (s *simulation) scenarios(ctx context.Context) error {
 			return ctx.Err()
 		}
 		r := s.scenarioRow(t, p)
-		if r.Violation != nil && bad == nil {
+		if (r.Violation != nil || len(r.Missing()) > 0) && bad == nil {
 			bad = r
 		}
 	}
@@ -392,6 +396,8 @@ func (s *simulation) scenarioRow(t *table, p *plan.Plan) *sim.Result {
 	word := "pass"
 	if r.Violation != nil {
 		word = "BROKEN " + r.Violation.Promise
+	} else if len(r.Missing()) > 0 {
+		word = "NOT SEEN " + strings.Join(r.Missing(), " ")
 	}
 	f := &v.Figures
 	if s.json {
