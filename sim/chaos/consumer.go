@@ -26,6 +26,9 @@ type consuming struct {
 	*teller
 	orders *orders
 	queue  *client.Queue
+
+	mu        sync.Mutex // protects forgotten
+	forgotten map[history.Message]bool
 }
 
 // run takes messages until it is told to stop, and ends what it has in hand.
@@ -129,7 +132,7 @@ func (c *consuming) work(ctx context.Context, d *client.Delivery, e history.Even
 		c.tell(e)
 	}
 	switch {
-	case e.Attempt == 1 && share(luckOf(seed, "forget "+spec.Name, e.Message)) < spec.Forget:
+	case share(luckOf(seed, "forget "+spec.Name, e.Message)) < spec.Forget && c.forgets(e.Message):
 		// The library extends what is in hand for as long as it runs; what it can do is give
 		// it back without a word on how it went.
 		tell(history.Released)
@@ -147,6 +150,21 @@ func (c *consuming) work(ctx context.Context, d *client.Delivery, e history.Even
 		e.Code, e.Text = codeOf(err), err.Error()
 		tell(history.AckFailed)
 	}
+}
+
+// forgets tells, for the first time that it is asked about a message, that this consumer
+// forgets it.
+func (c *consuming) forgets(m history.Message) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.forgotten[m] {
+		return false
+	}
+	if c.forgotten == nil {
+		c.forgotten = map[history.Message]bool{}
+	}
+	c.forgotten[m] = true
+	return true
 }
 
 // dieAtOnce ends this process as the kernel ends one that is out of memory.
