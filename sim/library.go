@@ -309,8 +309,8 @@ func (l *library) down(k *libraryLink, err error) {
 
 func (l *library) dial(ef libcore.Dial) {
 	var to *host
-	for _, h := range l.w.nodes() {
-		if h.member().Address == ef.Addr {
+	for _, h := range l.w.hosts { // also one that is gone: who learnt its address may still try
+		if h.client == nil && h.member().Address == ef.Addr {
 			to = h
 		}
 	}
