@@ -14,9 +14,9 @@ import (
 const (
 	probeEvery   = 300 * millisecond
 	suspicion    = 1200 * millisecond
-	spreadAtMost = 150 * millisecond // from the first who knows to the others
+	spreadAtMost = 300 * millisecond // from the first who knows to the others
 	// stretch is how much longer a node that reaches nobody takes: it doubts its own health.
-	stretch = 4 * second
+	stretch = 9 * second
 	// Refuting: from when the suspected can be reached again to when all know.
 	refuteFrom, refuteTo = 100 * millisecond, 850 * millisecond
 	// A node that is back from a false death hears of it by what is still in flight, or
@@ -31,17 +31,29 @@ const (
 // reach any more, in a mesh of n nodes. side is how many of them are on its side, itself too;
 // first is the coin of the side, own that of the node.
 func detection(n, side int, first, own uint64) int64 {
-	// Each of the side probes one of n-1 in each interval; the first to meet the dead
-	// begins to suspect it when the interval is over. A probe may be under way.
-	wait := probeEvery*2/3 + between(first, 0, max(1, probeEvery*int64(n-1)/int64(max(1, side))))
+	// Each of the side probes one of n-1 in each interval, in an order of its own. The first to
+	// meet the dead suspects it when the interval is over; a probe may be under way. Now and then
+	// nobody's turn comes for some intervals.
+	wait := probeEvery*2/3 + between(first, 0, probeEvery*int64(n-1)/int64(max(1, side))+probeEvery/3)
+	if mix(first, 1)%4 == 0 {
+		wait += between(mix(first, 2), 0, probeEvery*int64(min(n-1, 3))/int64(min(side, 2)))
+	}
+	// Who is confirmed by two others waits least; their word may come late.
 	least := suspicion
 	switch {
 	case n < 4: // nobody is waited for
-	case side < 3: // two others would have to confirm it
-		least *= 2
+	case side == 1:
+		least = 2 * suspicion
+	case side == 2:
+		least = between(mix(first, 3), suspicion*6/5, 2*suspicion)
+	case side == 3 && mix(first, 4)%2 == 0:
+		least = between(mix(first, 3), suspicion, 2*suspicion)
+	case side == 3, mix(first, 4)%4 == 0:
+		least = between(mix(first, 3), suspicion, suspicion*4/3)
 	}
-	if side == 1 && n > 2 {
-		wait += between(own, 0, stretch)
+	// Who fails to reach many doubts its own health, and probes less often.
+	if n > 2 && 2*side <= n {
+		wait += between(mix(first, 5), 0, stretch/int64(side))
 	}
 	return wait + least + between(mix(own, 2), 0, spreadAtMost)
 }
