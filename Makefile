@@ -4,13 +4,14 @@ GO      ?= go
 SEEDS   ?= 200
 FIRST   ?= 1
 FUZZ    ?= 10s
+CHAOS   ?= --scenario all
 NODES   ?= 3
 DATA    ?= ./data
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test race test-mesh check fmt vet staticcheck bench bench-go bench-test fuzz swarm mutants mutants-quick clean
+.PHONY: help run build test race test-mesh check fmt vet staticcheck bench bench-go bench-test fuzz swarm mutants mutants-quick chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ mutants: ## find each planted bug by simulation, about 15 minutes; TABLE=docs/pl
 mutants-quick: ## the same for those that are found at once: seconds
 	$(GO) test -tags mutants -count=1 -timeout 10m -v -run '^TestMutants$$' ./sim -mutants.ranges=1 -mutants.seeds=100 -mutants.shrink=0 \
 		-mutants.only=confirm-before-sync,hit-confirmed-uncounted,no-producer-chain,no-duplicate-check,freed-after-one-group,no-anti-entropy,no-resume,ack-by-fallbacks
+
+chaos: build ## hurt meshes of real processes, all scenarios that run here (30 minutes; best as root); CHAOS="--random --duration 10m"
+	bin/meshq chaos $(CHAOS)
 
 fuzz: ## run each fuzzer for FUZZ
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do \

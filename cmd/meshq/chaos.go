@@ -295,6 +295,9 @@ func (r *chaosRuns) conclude(ctx context.Context, err error) error {
 // print writes the verdict for people.
 func (r *chaosRuns) print(result *chaos.Result) {
 	out := r.app.out
+	if result.Stopped && result.Passed() {
+		fmt.Fprintf(out, "STOPPED %s: no promise was broken until %v; whether all arrives was not seen\n", result.Plan.Name, result.Took.Round(time.Second))
+	}
 	if n := r.passed + len(r.failed); n+r.skipped > 1 {
 		fmt.Fprintf(out, "%s: %d passed, %d broken, %d skipped", map[bool]string{true: "PASS", false: "BROKEN"}[len(r.failed) == 0], r.passed, len(r.failed), r.skipped)
 		if len(r.failed) > 0 {
