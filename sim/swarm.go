@@ -37,6 +37,7 @@ type SwarmResult struct {
 	Kinds   map[plan.Kind]int // faults that came about
 	Skipped map[plan.Kind]int // faults that were not possible when their time came
 	Reached map[string]int    // seeds that reached a situation
+	Checked map[string]int    // promises: how often the histories put them to the test
 	Failed  int               // seeds that broke a promise
 	Bad     []*Result         // those of the lowest seeds, in order; at most maxBad
 	Hash    uint64            // of all hashes; the order in which seeds end does not matter
@@ -50,7 +51,7 @@ func (s *Swarm) Run(ctx context.Context) *SwarmResult {
 		mu   sync.Mutex // guards what follows
 		next = s.First
 		over bool
-		out  = &SwarmResult{Kinds: map[plan.Kind]int{}, Skipped: map[plan.Kind]int{}, Reached: map[string]int{}}
+		out  = &SwarmResult{Kinds: map[plan.Kind]int{}, Skipped: map[plan.Kind]int{}, Reached: map[string]int{}, Checked: map[string]int{}}
 		all  sync.WaitGroup
 	)
 	take := func() (uint64, bool) {
@@ -121,6 +122,11 @@ func (o *SwarmResult) add(r *Result, twice bool) {
 	for name, n := range r.Reached {
 		if n > 0 {
 			o.Reached[name]++
+		}
+	}
+	if r.Verdict != nil {
+		for _, p := range r.Verdict.Promises {
+			o.Checked[p.Name] += p.Checked
 		}
 	}
 	if r.Violation == nil {

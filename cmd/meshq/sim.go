@@ -316,6 +316,10 @@ func (s *simulation) swarm(ctx context.Context) error {
 		First: s.seed, Seeds: result.Seeds, Steps: result.Steps, Simulated: result.Virtual, Took: time.Since(began), Doubles: result.Twice,
 		Hash: fmt.Sprintf("%016x", result.Hash), Faults: result.Kinds, Reached: result.Reached,
 	}
+	for i := range 12 {
+		name := fmt.Sprintf("P%d", i+1)
+		summary.Promises = append(summary.Promises, history.Promise{Name: name, Checked: result.Checked[name]})
+	}
 	for _, r := range result.Bad {
 		summary.Failures = append(summary.Failures, simreport.Failure{
 			Seed: r.Plan.Seed, Violation: *r.Violation, Command: fmt.Sprintf("%s sim --seed %d%s", self(), r.Plan.Seed, s.generateFlags()),
