@@ -126,7 +126,7 @@ func (w *world) tellClient(kind history.Kind, who string) {
 }
 
 func (w *world) tellNode(kind history.Kind, h *host) {
-	if w.telling() {
+	if w.telling() && h.twinOf == nil { // a twin is a fault, not a node
 		w.tell(history.Event{Kind: kind, Who: h.name, Node: h.name})
 	}
 }

@@ -366,9 +366,9 @@ func (h *host) dial(to *host) {
 			Gossip: to.name + ":7701", Ring: to.core.Table().Number, Catalog: to.core.CatalogVersion(), Commit: to.core.Commit(),
 		}
 		c.hello = hello
+		c.last[1] = w.now + trip + 1 // nothing passes the Hello
 		to.step(core.ConnOpened{Conn: c.id, Node: h.id})
 		w.hashIn(hashOpen, number)
-		c.last[1] = w.now + trip
 		w.after(trip, func() {
 			if h.life != life || c.dead {
 				if h.life == life {

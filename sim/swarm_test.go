@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -21,8 +22,12 @@ var (
 	swarmTime  = flag.Duration("swarm.time", 0, "run seeds for that long instead of a number of them")
 	swarmTrace = flag.Bool("swarm.trace", false, "print the whole trace of a seed that fails, or of -swarm.seed")
 	swarmKeep  = flag.Bool("swarm.keep", false, "go on after a seed that failed")
+	swarmReach = flag.Bool("swarm.situations", false, "fail if no seed comes across one of the situations; also with 500 seeds or more")
 	swarmStats = flag.Bool("swarm.stats", false, "print a line for each seed")
 )
+
+// directedOnly are situations that scenarios bring about, and random plans do not.
+var directedOnly = []string{"twin-fenced"}
 
 // kindsOf are the kinds of faults of a plan, for people.
 func kindsOf(p *plan.Plan) string {
@@ -79,6 +84,14 @@ func TestSwarm(t *testing.T) {
 	if len(out.Bad) > 0 && !*swarmKeep {
 		report(t, out.Bad[0])
 	}
+	if *swarmReach || out.Seeds >= 500 {
+		for _, s := range Situations {
+			if out.Reached[s.Name] == 0 && !slices.Contains(directedOnly, s.Name) {
+				t.Errorf("in %d seeds there was never %q: %s", out.Seeds, s.Name, s.About)
+			}
+		}
+		t.Logf("seeds that came across: %v", out.Reached)
+	}
 	took := time.Since(start).Seconds()
 	t.Logf("%d seeds, %d of them twice, %.1f hours simulated, %.1f seeds/s, %.0f steps/s; bad: %v",
 		out.Seeds, out.Twice, out.Virtual.Hours(), float64(out.Seeds)/took, float64(out.Steps)/took, bad)
@@ -122,6 +135,34 @@ func report(t *testing.T, r *Result) {
 		life = append(append(slices.Clone(life[:100]), "..."), life[n-300:]...)
 	}
 	t.Logf("the life of %s:\n%s", about, strings.Join(life, "\n"))
+}
+
+// TestDeterminismAcrossProcesses runs a seed in processes with one and with four
+// processors: the hashes are equal.
+func TestDeterminismAcrossProcesses(t *testing.T) {
+	const seed = 3
+	if os.Getenv("MESHQ_SIM_CHILD") != "" {
+		fmt.Printf("hash %016x\n", Run(plan.Generate(seed, plan.GenerateOptions{}), Options{}).Hash)
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hashes []string
+	for _, procs := range []string{"1", "4"} {
+		child := exec.CommandContext(t.Context(), self, "-test.run=^TestDeterminismAcrossProcesses$")
+		child.Env = append(os.Environ(), "MESHQ_SIM_CHILD=1", "GOMAXPROCS="+procs)
+		out, err := child.CombinedOutput()
+		if err != nil {
+			t.Fatalf("GOMAXPROCS=%s: %v\n%s", procs, err, out)
+		}
+		hash, _, _ := strings.Cut(string(out), "\n")
+		hashes = append(hashes, hash)
+	}
+	if hashes[0] != hashes[1] || !strings.HasPrefix(hashes[0], "hash ") {
+		t.Errorf("seed %d with one processor: %s, with four: %s", seed, hashes[0], hashes[1])
+	}
 }
 
 // TestDeterminism runs some seeds twice: the hashes of all that happened are equal.
