@@ -27,7 +27,8 @@ type fakeMesh struct {
 	parts   map[wire.PartitionID]*fakePartition
 	catalog uint64
 	term    uint64
-	sent    int // enqueue requests
+	serial  uint64 // of the last delivery
+	sent    int    // enqueue requests
 	batches map[uint64]wire.Enqueued
 	refuse  func(node *fakeNode, m *wire.Enqueue) *wire.Error // nil: none
 	settles int
@@ -473,7 +474,9 @@ func (p *fakePartition) give(f *fakeMesh, owner *fakeNode, s *fakeSub, index uin
 	d := wire.Delivery{Cause: cause, Lease: lease, Receipt: wire.Receipt{
 		Partition: p.id, Group: wire.Group("default", 1), Lane: wire.Lane{Node: 1, Epoch: 1},
 		Run: wire.Span(wire.Offset(from), wire.Offset(from+count)), Term: wire.Term{Counter: f.term, Node: owner.id},
+		Producer: 1, Sequence: uint64(from), Serial: f.serial + 1,
 	}}
+	f.serial++
 	for o := from; o < from+count; o++ {
 		p.held[o] = s
 		p.attempt[o]++

@@ -67,7 +67,8 @@ type handout struct {
 	out       wire.Runs   // taken by the program
 	settling  wire.Runs   // settled by the program, not answered by the owner
 	acking    wire.Runs   // of them, those that are acked
-	lost      bool        // others may have it
+	gone      wire.Runs   // others may have them, or a newer handout of this consumer has
+	lost      bool        // others may have all of it
 	acks      *settlement // not sent yet: takes more acks of this handout
 }
 
@@ -77,7 +78,28 @@ func (h *handout) held() wire.Runs {
 	held := h.out.Clone()
 	held.AddAll(h.acking)
 	held.Add(wire.Span(h.at, h.receipt.Run.To))
-	return held
+	return held.Minus(h.gone)
+}
+
+// sequences are the producer's numbers of a part of the handout's run, offsets the other
+// way round: what two handouts have in common they have by number, for a message can be
+// at two positions.
+func (h *handout) sequences(r wire.Run) wire.Run {
+	by := wire.Offset(h.receipt.Sequence) - h.receipt.Run.From
+	return wire.Span(r.From+by, r.To+by)
+}
+
+func (h *handout) offsets(sequences wire.Run) wire.Run {
+	by := h.receipt.Run.From - wire.Offset(h.receipt.Sequence)
+	return wire.Span(sequences.From+by, sequences.To+by)
+}
+
+// before tells whether h was handed out before o. Both are of one partition.
+func (h *handout) before(o *handout) bool {
+	if h.receipt.Term != o.receipt.Term {
+		return h.receipt.Term.Less(o.receipt.Term)
+	}
+	return h.receipt.Serial < o.receipt.Serial
 }
 
 func (c *Core) openConsumer(now Instant, ev OpenConsumer) {
@@ -259,7 +281,11 @@ func (c *Core) subscribe(now Instant, s *consumer) {
 		}
 	}
 	for _, b := range s.subs {
-		if open := b.credit - b.delivered; want > open && open*2 <= want {
+		open := uint64(0)
+		if b.credit > b.delivered { // a node may have handed out more than it was asked for
+			open = b.credit - b.delivered
+		}
+		if want > open && open*2 <= want {
 			b.credit = b.delivered + want
 			c.postSubscribe(now, b)
 		}
@@ -385,10 +411,34 @@ func (c *Core) deliver(now Instant, l *link, msg *wire.Deliver) {
 		s.buffered += int(r.Run.Len())
 		s.bytes += len(d.Records)
 		c.at(now.Add(h.lease/3), func(now Instant) { c.extend(now, h) })
+		c.supersede(now, h)
 	}
 	if s != nil {
 		c.serve(now, s)
 		c.subscribe(now, s)
+	}
+}
+
+// supersede sees to it that the consumer has no message twice. It gets one again when its
+// lease ran out while the first delivery, or what was told of it, was on its way. The newer
+// delivery counts, unless the program has acked the older: that ack will do.
+func (c *Core) supersede(now Instant, n *handout) {
+	for _, h := range n.consumer.inOrder() {
+		if h == n || h.partition != n.partition || h.receipt.Group != n.receipt.Group || h.receipt.Producer != n.receipt.Producer {
+			continue
+		}
+		a, b := h.sequences(h.receipt.Run), n.sequences(n.receipt.Run)
+		both := wire.Span(max(a.From, b.From), min(a.To, b.To))
+		switch {
+		case both.From >= both.To:
+		case !n.before(h):
+			for _, r := range h.acking.Overlap(h.offsets(both)) {
+				c.loseRuns(now, n, wire.Runs{n.offsets(h.sequences(r))})
+			}
+			c.loseRuns(now, h, wire.Runs{h.offsets(both)})
+		default:
+			c.loseRuns(now, n, wire.Runs{n.offsets(both)})
+		}
 	}
 }
 
@@ -414,10 +464,12 @@ func (c *Core) serve(now Instant, s *consumer) {
 			for h.at < h.receipt.Run.To && len(out) < r.max {
 				rest, _ := wire.SkipRecords(h.rest, 1) // checked on arrival
 				n := len(h.rest) - len(rest)
-				out = append(out, Delivery{
-					Handout: h.id, Receipt: h.receipt, Offset: h.at, Index: h.partition.index, Cause: h.cause, Record: h.rest[:n:n],
-				})
-				h.out.Add(wire.Span(h.at, h.at+1))
+				if !h.gone.Contains(h.at) {
+					out = append(out, Delivery{
+						Handout: h.id, Receipt: h.receipt, Offset: h.at, Index: h.partition.index, Cause: h.cause, Record: h.rest[:n:n],
+					})
+					h.out.Add(wire.Span(h.at, h.at+1))
+				}
 				h.at, h.rest = h.at+1, rest
 				s.buffered--
 				s.bytes -= n
@@ -425,6 +477,7 @@ func (c *Core) serve(now Instant, s *consumer) {
 			if h.at == h.receipt.Run.To {
 				s.buffer[0] = nil
 				s.buffer = s.buffer[1:]
+				c.check(now, h)
 			}
 		}
 		if len(out) == 0 {
@@ -457,9 +510,12 @@ func (c *Core) releaseBuffer(now Instant, s *consumer) {
 }
 
 func (c *Core) releaseBuffered(now Instant, h *handout) {
-	runs := wire.Runs{wire.Span(h.at, h.receipt.Run.To)}
+	runs := wire.Runs{wire.Span(h.at, h.receipt.Run.To)}.Minus(h.gone)
 	h.settling.AddAll(runs)
 	c.skip(now, h)
+	if len(runs) == 0 {
+		return
+	}
 	c.submit(now, &settlement{
 		h: h, receipt: h.receipt, partition: h.partition, link: h.link, kind: wire.SettleRelease, runs: runs, giveUp: h.until,
 	})
@@ -483,24 +539,36 @@ func (c *Core) extend(now Instant, h *handout) {
 	}
 	runs := h.out.Clone()
 	runs.Add(wire.Span(h.at, h.receipt.Run.To))
-	if len(runs) > 0 {
+	if runs = runs.Minus(h.gone); len(runs) > 0 {
 		c.submit(now, &settlement{
 			h: h, receipt: h.receipt, partition: h.partition, link: h.link, kind: wire.SettleExtend, runs: runs,
 			delay: h.lease, giveUp: h.until,
 		})
 	}
-	c.at(now.Add(h.lease/3), func(now Instant) { c.extend(now, h) })
+	c.at(min(now.Add(h.lease/3), h.until), func(now Instant) { c.extend(now, h) })
 }
 
-// lose takes in that the lease of a handout is over. An ack still counts, so the
-// program may go on; it is told.
+// loseRuns takes in that others may have a part of a handout, or that a newer handout has
+// it. An ack still counts, so the program may go on; it is told.
+func (c *Core) loseRuns(now Instant, h *handout, runs wire.Runs) {
+	lost := h.out.Intersect(runs).Minus(h.gone)
+	h.gone.AddAll(runs)
+	if len(lost) > 0 {
+		c.emit(Lost{Consumer: h.consumer.key, Handout: h.id, Runs: lost})
+	}
+	if rest := wire.Span(h.at, h.receipt.Run.To); h.at < rest.To && h.gone.Covers(rest) {
+		c.skip(now, h)
+	}
+}
+
+// lose takes in that the lease of a handout is over.
 func (c *Core) lose(now Instant, h *handout) {
 	if h.lost {
 		return
 	}
 	h.lost = true
-	if len(h.out) > 0 {
-		c.emit(Lost{Consumer: h.consumer.key, Handout: h.id, Runs: h.out.Clone()})
+	if lost := h.out.Minus(h.gone); len(lost) > 0 {
+		c.emit(Lost{Consumer: h.consumer.key, Handout: h.id, Runs: lost})
 	}
 	if h.at < h.receipt.Run.To && !c.planted(bugBufferLate) {
 		c.skip(now, h)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -234,6 +235,7 @@ func (x *owners) pump() {
 			d := wire.Delivery{Lease: 3000, Cause: cause, Receipt: wire.Receipt{
 				Partition: x.w.entry.Partition(0), Group: wire.Group("default", 1), Lane: wire.Lane{Node: 1, Epoch: 1},
 				Run: wire.Span(o, o+1), Term: wire.Term{Counter: x.term, Node: x.owner}, Attempt: x.attempt[o],
+				Producer: 1, Sequence: uint64(o),
 			}, Records: wire.AppendRecord(nil, &wire.Record{Body: fmt.Append(nil, o)})}
 			x.step(Pushed{Link: link, Msg: &wire.Deliver{Sub: id, Deliveries: []wire.Delivery{d}}})
 		}
@@ -351,5 +353,39 @@ func TestOwnersComeAndGo(t *testing.T) {
 		if seed%10 == 0 && !slices.Equal(first, runOwners(t, seed)) {
 			t.Fatalf("seed %d: a second run differs", seed)
 		}
+	}
+}
+
+// TestSettlementsWaitWithoutLink has many acks wait for a link that stays away: a look at
+// them must not bring about more looks.
+func TestSettlementsWaitWithoutLink(t *testing.T) {
+	w := newWorld(t)
+	w.run([]string{"start"})
+	w.run([]string{"open", "0", "1000h"})
+	w.run([]string{"describe"})
+	w.run([]string{"receive", "r", "100", "10s"})
+	for i := range 40 {
+		w.run([]string{"deliver", "a", "1", "1", strconv.Itoa(i), "body"})
+		w.run([]string{"receive", "r", "100", "1000h"})
+	}
+	for i := range 40 { // a tries each twice, at times of its own
+		w.run([]string{"ack", "t" + strconv.Itoa(i), "m" + strconv.Itoa(i)})
+		w.advance(time.Millisecond)
+	}
+	w.run([]string{"down", "a"})
+	steps := 0
+	for end := w.now.Add(5 * time.Minute); w.core.Next() <= end; steps++ {
+		if n := len(w.core.timers); n > 1000 || steps > 10_000 {
+			t.Fatalf("%d timers after %d steps, %v after the link went down", n, steps, time.Duration(w.now))
+		}
+		w.now = max(w.now, w.core.Next())
+		for _, ef := range w.core.Step(w.now, Tick{}) {
+			if d, ok := ef.(Dial); ok {
+				w.step(LinkDown{Link: d.Link, Err: errors.New("connection refused")})
+			}
+		}
+	}
+	if n := len(w.core.waiting); n > 0 {
+		t.Errorf("%d settlements wait still", n)
 	}
 }

@@ -87,6 +87,7 @@ type Core struct {
 	settlers      map[settlerKey]*settler
 	settlerOrder  []*settler
 	waiting       []*settlement // for a link or for their next try
+	settlesAt     Instant       // of the timer for them; 0: none
 }
 
 // call is a request under way. Exactly one of the functions runs, once.

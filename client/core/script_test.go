@@ -314,7 +314,7 @@ func (w *world) run(f []string) {
 		from := wire.Offset(w.number(f[4]))
 		d := wire.Delivery{Lease: 30_000, Receipt: wire.Receipt{
 			Partition: w.entry.Partition(0), Group: wire.Group("default", 1), Lane: wire.Lane{Node: 1, Epoch: 1}, Term: term, Attempt: 1,
-			Run: wire.Span(from, from+wire.Offset(len(f)-5)),
+			Run: wire.Span(from, from+wire.Offset(len(f)-5)), Producer: 1, Sequence: uint64(from),
 		}}
 		for _, body := range f[5:] {
 			d.Records = wire.AppendRecord(d.Records, &wire.Record{Body: []byte(body)})

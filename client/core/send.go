@@ -549,28 +549,27 @@ func (c *Core) expireAt(p *partition, at Instant) {
 	})
 }
 
-// drop fails the messages that match. A message of the batch under way stays in it; the
-// batch is given up when nobody waits for it any more. cause nil: the time is over.
+// drop fails the messages that match. A message of the batch under way stays in it when
+// some node may have the batch, and its outcome is unknown; otherwise it is taken out, for
+// it is not to be stored any more (P10). The batch is given up when nobody waits for it.
+// cause nil: the time is over.
 func (c *Core) drop(now Instant, p *partition, match func(*Item) bool, cause error) bool {
-	found := false
+	found, inBatch := false, false
 	if b := p.batch; b != nil {
-		var gone []*Item
+		unknown := b.maybe() && !c.planted(bugUnknownRefused)
 		for i := range b.items {
-			if it := &b.items[i]; it.Ticket != nil && match(it) {
-				gone = append(gone, it)
+			it := &b.items[i]
+			if it.Ticket == nil || !match(it) {
+				continue
 			}
-		}
-		// What was never sent may be sent yet, if somebody waits for another message of it.
-		b.left -= len(gone)
-		unknown := (b.maybe() || b.left > 0) && !c.planted(bugUnknownRefused)
-		for _, it := range gone {
-			found = true
+			found, inBatch = true, true
 			err := cause
 			if err == nil {
 				err = b.why()
 			}
 			it.Queue = p.queue.name
 			c.failItem(it, err, unknown)
+			b.left--
 		}
 	}
 	p.pending.remove(func(it *Item) bool {
@@ -585,10 +584,38 @@ func (c *Core) drop(now Instant, p *partition, match func(*Item) bool, cause err
 		c.failItem(it, err, false)
 		return true
 	})
-	if b := p.batch; b != nil && b.left == 0 {
+	switch b := p.batch; {
+	case b == nil:
+	case b.left == 0:
 		c.giveUp(now, p, ErrCanceled)
+	case inBatch && !b.maybe() && !c.planted(bugUnknownRefused):
+		c.cut(p)
 	}
 	return found
+}
+
+// cut takes the messages that nobody waits for out of the batch under way, which no node
+// has. It is another batch then, so it goes under another producer.
+func (c *Core) cut(p *partition) {
+	b := p.batch
+	var records []byte
+	var items []Item
+	b.flags = 0
+	rest := b.records
+	for i := range b.items {
+		tail, _ := wire.SkipRecords(rest, 1) // encoded by begin
+		one := rest[:len(rest)-len(tail)]
+		rest = tail
+		if b.items[i].Ticket == nil {
+			continue
+		}
+		if r, _, err := wire.DecodeRecord(one); err == nil {
+			b.flags |= wire.RecordFlags(&r)
+		}
+		records, items = append(records, one...), append(items, b.items[i])
+	}
+	b.records, b.items, b.checksum = records, items, wire.Checksum(records)
+	p.producer, p.sequence, b.sequence = wire.ProducerID(c.rand()), uint64(len(items)), 0
 }
 
 // expireWaitingAt does the same for messages whose queue is not described yet.

@@ -161,11 +161,7 @@ func (c *Core) queueUp(now Instant, x *settlement) {
 	l := c.settleAt(now, x)
 	if l == nil || now < x.after {
 		c.waiting = append(c.waiting, x)
-		if x.after > now {
-			c.at(x.after, func(now Instant) { c.retrySettles(now, nil) })
-		} else {
-			c.at(max(now, x.giveUp), func(now Instant) { c.retrySettles(now, nil) })
-		}
+		c.wakeSettles(x.due(now))
 		return
 	}
 	key := settlerKey{l.id, x.partition.queue.name}
@@ -176,6 +172,33 @@ func (c *Core) queueUp(now Instant, x *settlement) {
 		c.settlerOrder = append(c.settlerOrder, s)
 	}
 	s.pending = append(s.pending, x)
+}
+
+// due is when a settlement that waits is to be looked at, unless a link comes up before.
+func (x *settlement) due(now Instant) Instant {
+	if x.after > now {
+		return x.after
+	}
+	return max(now, x.giveUp)
+}
+
+// wakeSettles looks at what waits at a time. There is one timer, for the earliest: each
+// look may put all that waits in line again.
+func (c *Core) wakeSettles(at Instant) {
+	if c.settlesAt != 0 && c.settlesAt <= at {
+		return
+	}
+	c.settlesAt = at
+	c.at(at, func(now Instant) {
+		if c.settlesAt != at {
+			return // an earlier one took its place
+		}
+		c.settlesAt = 0
+		c.retrySettles(now, nil)
+		for _, x := range c.waiting {
+			c.wakeSettles(x.due(now))
+		}
+	})
 }
 
 // settleAt is the link for a settlement: to the owner, or where the delivery came from,
@@ -299,7 +322,11 @@ func (c *Core) settleDone(now Instant, x *settlement, err error) {
 			if err == nil {
 				h.until = max(h.until, x.sentAt.Add(lease))
 			} else if c.handouts[h.id] == h {
-				c.lose(now, h)
+				if now >= h.until {
+					c.lose(now, h)
+				} else {
+					c.loseRuns(now, h, x.runs)
+				}
 			}
 		} else {
 			for _, r := range x.runs {
@@ -330,7 +357,7 @@ func (c *Core) retrySettles(now Instant, p *partition) {
 			x.after, x.tries = now, 0
 			c.queueUp(now, x)
 		case x.after > now:
-			c.waiting = append(c.waiting, x) // its timer is set
+			c.waiting = append(c.waiting, x)
 		default:
 			c.queueUp(now, x)
 		}

@@ -49,6 +49,9 @@ type sub struct {
 	given    uint64 // messages that it got
 	relay    bool
 	token    uint64 // of the relayed subscription at other nodes; 0: none
+	// from counts what came of the relayed subscription by each node, on its present
+	// connection: a subscription there begins anew with each.
+	from map[ring.NodeID]uint64
 }
 
 func (s *sub) left() uint64 {

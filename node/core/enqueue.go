@@ -39,20 +39,22 @@ func (c *Core) enqueue(req ReqID, m *wire.Enqueue) {
 		case c.draining:
 			c.reply(req, wire.Errorf(wire.ErrNotReady, "node %s is draining", c.cfg.Self.Name))
 		default:
-			p.enqueue(req, m)
+			p.enqueue(req, m, false)
 		}
 	})
 }
 
-func (p *partition) enqueue(req ReqID, m *wire.Enqueue) {
+// enqueue takes a batch. maybe says that another node may have stored it: a refusal of
+// this one is then no proof that it is not (P10).
+func (p *partition) enqueue(req ReqID, m *wire.Enqueue, maybe bool) {
 	c := p.core
 	if limit := int(p.entry.Settings.MaxMessageBytes); len(m.Records) > limit {
 		if err := wire.CheckRecords(m.Records, m.Count, limit); err != nil {
 			if err, ok := err.(*wire.Error); ok { //nolint:errorlint // returned unwrapped or as a bad record
-				c.reply(req, err)
+				c.refuse(req, err, maybe)
 				return
 			}
-			c.reply(req, wire.Errorf(wire.ErrTooLarge, "%v", err))
+			c.refuse(req, wire.Errorf(wire.ErrTooLarge, "%v", err), maybe)
 			return
 		}
 	}
@@ -70,7 +72,15 @@ func (p *partition) enqueue(req ReqID, m *wire.Enqueue) {
 		p.pass(req, owner, m)
 		return
 	}
-	p.accept(req, m)
+	p.accept(req, m, maybe)
+}
+
+// refuse answers a batch that this node does not take.
+func (c *Core) refuse(req ReqID, err *wire.Error, maybe bool) {
+	if maybe {
+		err = wire.Errorf(wire.ErrTimeout, "the owner did not answer in time and may have stored it; here: %v", err)
+	}
+	c.reply(req, err)
 }
 
 // pass gives an enqueue to the owner; if the owner is silent this node accepts it.
@@ -83,38 +93,39 @@ func (p *partition) pass(req ReqID, owner ring.NodeID, m *wire.Enqueue) {
 			p.core.reply(req, a)
 		case *wire.Error:
 			if a.Code == wire.CodeNotReady {
-				p.enqueuePassed(req, &passed)
+				p.enqueuePassed(req, &passed, false)
 				return
 			}
 			p.core.reply(req, a)
 		default:
-			p.enqueuePassed(req, &passed)
+			p.enqueuePassed(req, &passed, true)
 		}
 	})
 }
 
-// enqueuePassed takes an enqueue that the owner did not take, if the queue still exists.
-func (p *partition) enqueuePassed(req ReqID, m *wire.Enqueue) {
+// enqueuePassed takes an enqueue that the owner did not take, or (maybe) of which it has
+// not said so, if the queue still exists.
+func (p *partition) enqueuePassed(req ReqID, m *wire.Enqueue, maybe bool) {
 	if p.core.parts[p.id] != p {
-		p.core.reply(req, wire.Errorf(wire.ErrNoQueue, "queue %s was deleted", m.Queue))
+		p.core.refuse(req, wire.Errorf(wire.ErrNoQueue, "queue %s was deleted", m.Queue), maybe)
 		return
 	}
-	p.enqueue(req, m)
+	p.enqueue(req, m, maybe)
 }
 
 // accept gives a batch the next offsets of this node's own lane, and at the same time
 // writes it here and sends it to all home replicas.
-func (p *partition) accept(req ReqID, m *wire.Enqueue) {
+func (p *partition) accept(req ReqID, m *wire.Enqueue, maybe bool) {
 	c := p.core
 	size := len(m.Records) + wire.HeaderSize
 	switch {
 	case c.diskFull:
-		c.reply(req, wire.Errorf(wire.ErrDiskFull, "disk of node %s is full", c.cfg.Self.Name))
+		c.refuse(req, wire.Errorf(wire.ErrDiskFull, "disk of node %s is full", c.cfg.Self.Name), maybe)
 		return
 	case c.pendingBytes+size > c.cfg.Limits.PendingBytes && c.planted(bugOverloadDrops):
 		return
 	case c.pendingBytes+size > c.cfg.Limits.PendingBytes:
-		c.reply(req, &wire.Error{Code: wire.CodeOverloaded, Text: "too many bytes wait for their write quorum", RetryAfter: 100})
+		c.refuse(req, &wire.Error{Code: wire.CodeOverloaded, Text: "too many bytes wait for their write quorum", RetryAfter: 100}, maybe)
 		return
 	}
 	l := p.lane(wire.Lane{Node: c.self, Epoch: c.epoch})
@@ -447,7 +458,7 @@ func (p *partition) again(req ReqID, at laneRun, timeout Instant) {
 			if len(done.Damaged) > 0 {
 				p.lost(at.lane, done.Damaged)
 			}
-			c.reply(req, &wire.Error{Code: wire.CodeNotReady, Text: "the batch is here but could not be read", RetryAfter: 100})
+			c.reply(req, wire.Errorf(wire.ErrTimeout, "the batch is here but could not be read"))
 			return
 		}
 		p.startWrites(req, done.Batches, at, timeout)
@@ -471,7 +482,7 @@ func (p *partition) againDone(req ReqID, at laneRun, timeout Instant) {
 	if !p.doneByAll(at.lane).Covers(at.run) {
 		// Known from an ack or from another replica's list, but not here: the body is
 		// on its way, or on nodes that cannot be reached now.
-		c.reply(req, &wire.Error{Code: wire.CodeNotReady, Text: "another node has the batch", RetryAfter: 100})
+		c.reply(req, wire.Errorf(wire.ErrTimeout, "another node has the batch, and cannot be asked now"))
 		return
 	}
 	var items []wire.AckItem

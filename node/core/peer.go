@@ -175,6 +175,9 @@ func (c *Core) peerDown(id ring.NodeID) {
 	if c.planted(bugResetIsDeath) {
 		c.takeForDead(id)
 	}
+	for _, s := range c.relays { // each by itself: the order does not matter
+		delete(s.from, id)
+	}
 	p.fetching = false
 	p.pulls = map[wire.PartitionID]bool{}
 	for _, t := range sortedKeys(c.calls) {

@@ -37,14 +37,14 @@ func (c *Core) relay(s *sub) {
 	}
 	if s.token == 0 {
 		s.token = uint64(c.token())
+		s.from = map[ring.NodeID]uint64{}
 		c.relays[s.token] = s
 	}
-	m := &wire.Subscribe{
-		Sub: s.token, Consumer: s.consumer, Queue: s.to.queue, Group: s.to.group,
-		Credit: s.credit, Catalog: c.catalog.version,
-	}
 	for _, id := range c.relayTargets(s.to.queue) {
-		c.send(id, m)
+		c.send(id, &wire.Subscribe{
+			Sub: s.token, Consumer: s.consumer, Queue: s.to.queue, Group: s.to.group,
+			Credit: s.from[id] + s.left(), Catalog: c.catalog.version,
+		})
 	}
 }
 
@@ -69,7 +69,9 @@ func (c *Core) pushed(ev Pushed) {
 			return
 		}
 		for i := range m.Deliveries {
-			s.given += m.Deliveries[i].Receipt.Run.Len()
+			n := m.Deliveries[i].Receipt.Run.Len()
+			s.given += n
+			s.from[ev.From] += n
 		}
 		c.emit(Push{Conn: s.key.conn, Msg: &wire.Deliver{Sub: s.key.sub, Deliveries: m.Deliveries}})
 	case *wire.Owner:

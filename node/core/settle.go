@@ -295,7 +295,8 @@ func (o *ownership) restore(f *feed, receipt wire.Receipt, runs wire.Runs, consu
 	if current != nil {
 		if s != nil && current.consumer == consumer && current.sub != s {
 			current.sub = s
-			current.until = c.now.Mono + left
+			// The client may not have known yet of an extension that was confirmed to it.
+			current.until = max(current.until, c.now.Mono+left)
 			f.arm(current, wire.CauseLease)
 		}
 		open = open.Minus(current.runs)
