@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"fmt"
+
 	"github.com/meshq/meshq/transport/wire"
 )
 
@@ -10,7 +12,8 @@ type libraryWatch struct {
 	l *library
 	// stored is called with each message before it is first sent to any node.
 	stored func(number uint64, key msgKey)
-	leases map[leaseKey]int64 // world time until which deliveries surely run
+	leases map[leaseKey]int64       // world time until which deliveries surely run
+	ids    map[wire.PartitionID]int // how many producers the library was there
 }
 
 // leaseKey names a delivery.
@@ -23,7 +26,9 @@ type leaseKey struct {
 func leaseOf(r *wire.Receipt) leaseKey { return leaseKey{r.Partition, r.Term, r.Serial} }
 
 // begin forgets what an earlier process had.
-func (x *libraryWatch) begin() { x.leases = map[leaseKey]int64{} }
+func (x *libraryWatch) begin() {
+	x.leases, x.ids = map[leaseKey]int64{}, map[wire.PartitionID]int{}
+}
 
 // delivered notes until when the client may count on a delivery: by its clock, which may
 // run wrong by 5 %, from when it came.
@@ -61,8 +66,13 @@ func (x *libraryWatch) enqueueing(m *wire.Enqueue) {
 	if w.check.messages[msgKey{m.Producer, m.Sequence}] != nil {
 		return // tried again
 	}
-	if w.names.producers[m.Producer] == "" {
-		w.names.producers[m.Producer] = x.l.name + "/" + w.names.partition(m.Partition)
+	if w.names.producers[m.Producer] == "" { // it takes a new one after a batch that it gave up
+		name := x.l.name + "/" + w.names.partition(m.Partition)
+		x.ids[m.Partition]++
+		if n := x.ids[m.Partition]; n > 1 {
+			name += fmt.Sprintf(".%d", n)
+		}
+		w.names.producers[m.Producer] = name
 	}
 	q := w.check.queueOf(m.Partition)
 	if q == nil {
