@@ -54,6 +54,9 @@ func (r *runner) strike(number int) {
 		e := history.Event{Kind: history.FaultBegin, Code: string(f.Kind), Number: number, Text: f.String()}
 		for _, h := range append(slices.Clone(f.on), f.to...) {
 			e.On = append(e.On, h.name)
+			if f.Kind == plan.Twin {
+				e.On = append(e.On, twinOf(h))
+			}
 		}
 		r.tell(e)
 		f.over = func() {

@@ -20,7 +20,7 @@ func (r *runner) twin(f *fault) (end func(), why impossible) {
 	if !r.beyond && (!r.mayLose(h) || !r.calm(twinCalm)) {
 		return nil, "it is covered by the promises only while nothing else is wrong"
 	}
-	t := r.addHost(h.name + "-twin")
+	t := r.addHost(twinOf(h))
 	t.place = r.places
 	r.places++
 	t.id, t.zone, t.ppm, t.wall, t.limits, t.twinOf = h.id, h.zone, h.ppm, h.wall, h.limits, h
@@ -51,3 +51,6 @@ func (r *runner) calm(d int64) bool {
 	}
 	return len(r.ends) == 0
 }
+
+// twinOf is the name of the second process of a node.
+func twinOf(h *host) string { return h.name + "-twin" }
