@@ -29,7 +29,7 @@ func Planted() []PlantedBug {
 		{"no-producer-chain", "a batch goes when its predecessor is done or was handed out in this term", []string{"P5"}, "design 6, review A1"},
 		{"no-duplicate-check", "two positions with one (producer, sequence) are one message", []string{"P3", "P4"}, "design 4, review A2"},
 		{"ack-without-header", "acks and states carry where messages are whose batches are not here", []string{"P3", "P4"}, "review A2"},
-		{"freed-after-one-group", "a body goes when all groups have done it", []string{"P2", "P5"}, "design 9"},
+		{"freed-after-one-group", "a body goes when all groups have done it", []string{"P1", "P2", "P5"}, "design 9"},
 		{"floor-dropped-early", "the floor of a closed lane stays", []string{"P3", "P7", "P11"}, "review A10"},
 		{"fallback-without-hint", "a fallback keeps a batch as a hint", []string{"P2", "P5", "P7"}, "design 4.4, review A8"},
 		{"hint-deleted-early", "a hint goes when W home replicas have its batch, not when one has", []string{"P1", "P2"}, "design 7, review A8"},
