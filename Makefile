@@ -75,7 +75,7 @@ vet: ## go vet, long tests too
 staticcheck: ## staticcheck, in the version that go.mod pins
 	$(GO) tool staticcheck -tags mesh ./...
 
-check: build fmt vet staticcheck bench-test race swarm test-mesh test ## what CI runs: all but the benchmarks and fuzz
+check: build fmt vet staticcheck bench-test race mutants-quick swarm test-mesh chaos test ## what CI runs, and all of chaos: all but the benchmarks, fuzz and mutants
 
 clean: ## remove what was built (not ./data)
 	rm -rf bin
