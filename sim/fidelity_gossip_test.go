@@ -488,10 +488,10 @@ func TestGossipAgrees(t *testing.T) {
 				})
 			}
 			slices.Sort(all)
-			if x.model != (span{}) && len(all) == 0 {
-				t.Fatal("nothing happened")
-			}
-			if x.model == (span{}) && len(all) == 0 {
+			if len(all) == 0 {
+				if x.model != (span{}) && !strings.HasPrefix(x.name, "pause") { // not each pause is called a death
+					t.Error("nothing happened")
+				}
 				t.Logf("| %s | none | %s |", x.name, x.model.text())
 				return
 			}
