@@ -389,6 +389,7 @@ func (c *Core) deliver(now Instant, l *link, msg *wire.Deliver) {
 		}
 		if p.term.Less(r.Term) {
 			p.term, p.owner = r.Term, r.Term.Node
+			c.resume(now, p, r.Term.Node)
 		}
 		if s == nil || s.closing || s.err != nil || s.queue != p.queue {
 			c.giveBack(now, p, l, d) // nobody waits for it any more

@@ -205,8 +205,11 @@ func (c *Core) ownerPushed(now Instant, msg *wire.Owner) {
 	if p == nil || msg.Term.Less(p.term) {
 		return
 	}
+	// A new owner is told what is held before anything is settled there: what it does not
+	// know of it refuses. Its grace may be over or not said, if another node tells of it.
+	news := p.term.Less(msg.Term)
 	p.term, p.owner = msg.Term, msg.Node
-	if msg.Grace > 0 {
+	if msg.Grace > 0 || news {
 		c.resume(now, p, msg.Node)
 	}
 	c.retrySettles(now, p)

@@ -213,6 +213,9 @@ func (c *Core) settleAt(now Instant, x *settlement) *link {
 			up = append(up, l)
 		}
 	}
+	if c.config.Via {
+		add(x.link) // on the way that Resume took, and behind it
+	}
 	add(c.linkTo(x.partition.owner))
 	if len(up) > 0 && x.tries == 0 {
 		return up[0]
