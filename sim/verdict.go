@@ -33,6 +33,10 @@ func Rules(p *plan.Plan) history.Rules {
 	var wait time.Duration
 	for i := range p.Consumers {
 		c := &p.Consumers[i]
+		if c.Raw {
+			continue
+		}
+		r.Ahead = true
 		wait = max(wait, min(2*time.Duration(c.Window)*time.Duration(c.Hold), time.Hour))
 	}
 	r.Flight += wait

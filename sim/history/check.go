@@ -14,6 +14,9 @@ type Rules struct {
 	// others: then a message comes again only because its consumer gave it back or let
 	// its lease run out. Rules for a plan without faults.
 	Calm bool
+	// Ahead says that clients take messages ahead of need, as the client library does, and
+	// give back what their program has not seen, of which nobody tells.
+	Ahead bool
 	// Beyond says that the faults are more than the promises cover: only what must hold
 	// then is checked, which is P7 to P10 and P12.
 	Beyond bool

@@ -132,11 +132,13 @@ func (k *checker) alone(x *life, c *course, s *Event) {
 	}
 }
 
-// current is the delivery that an event of its consumer is about.
+// current is the delivery that an event of its consumer is about. One whose lease is over
+// may be given back still: it counts if the owner thinks otherwise.
 func current(held []holding, e *Event) *holding {
 	for i := len(held) - 1; i >= 0; i-- {
 		h := &held[i]
-		if h.Who == e.Who && !h.over && (e.Term == Term{} || e.Term == h.Term && e.Attempt == h.Attempt) {
+		late := h.how == LeaseOver && (e.Kind == Nacked || e.Kind == Released)
+		if h.Who == e.Who && (!h.over || late) && (e.Term == Term{} || e.Term == h.Term && e.Attempt == h.Attempt) {
 			return h
 		}
 	}
@@ -232,7 +234,7 @@ func (k *checker) unfounded(x *life, s, e *Event, held []holding) string {
 		return ""
 	case e.Cause == "lease" && !over:
 		return "no lease of it was over"
-	case e.Cause == "released" && !released:
+	case e.Cause == "released" && !released && !k.rules.Ahead:
 		return "nobody gave it back"
 	case e.Cause == "consumer", e.Cause == "takeover":
 		if !over && !nacked && !released {
