@@ -1,6 +1,9 @@
 package core
 
 import (
+	"cmp"
+	"slices"
+
 	"github.com/meshq/meshq/ring"
 	"github.com/meshq/meshq/transport/wire"
 )
@@ -20,11 +23,12 @@ type Ownership struct {
 // Ownerships are the partitions that this node may act on as their owner, by partition.
 func (c *Core) Ownerships() []Ownership {
 	var out []Ownership
-	for _, id := range sortedKeys(c.parts) {
-		if o := c.parts[id].own; o != nil && (o.phase == grace || o.phase == owning) && o.valid() {
+	for id, p := range c.parts { // the order does not matter: it is sorted below, as a simulator asks after each step
+		if o := p.own; o != nil && (o.phase == grace || o.phase == owning) && o.valid() {
 			out = append(out, Ownership{id, o.term, o.until(), o.fresh})
 		}
 	}
+	slices.SortFunc(out, func(a, b Ownership) int { return cmp.Compare(a.Partition, b.Partition) })
 	return out
 }
 

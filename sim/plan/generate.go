@@ -129,6 +129,11 @@ func (g *generator) nodes(d dice) {
 		later = d.from(1, n-1)
 		g.grows = true
 	}
+	if l := g.dice("limits"); l.oneIn(6) { // little memory
+		g.plan.Mesh.Limits = Limits{
+			PendingBytes: 1000 * l.from(1, 8), CacheBytes: 1000 * l.from(1, 50), Retries: l.from(5, 100), InFlight: l.from(10, 100), HintBytes: 1000 * l.from(1, 30),
+		}
+	}
 	for i := range n {
 		node := Node{Name: nodeName(i), Drift: d.from(-500, 500), Wall: d.time(-4*second, 4*second)}
 		if d.oneIn(4) {
