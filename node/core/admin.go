@@ -29,7 +29,7 @@ func (c *Core) describeQueue(req ReqID, m *wire.DescribeQueue) {
 	c.whenCatalog(version, func() {
 		e := c.catalog.live(m.Name)
 		if e == nil {
-			c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Name))
+			c.reply(req, c.noQueue(m.Name, version))
 			return
 		}
 		c.reply(req, &wire.QueueInfo{Entry: *e, Catalog: c.catalog.version})

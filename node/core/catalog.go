@@ -192,6 +192,15 @@ func (c *Core) whenCatalog(version uint64, fn func()) {
 	}
 }
 
+// noQueue is the answer to who asks about a queue that is not known here, and knows this
+// version: a node that is behind it cannot say that there is no such queue.
+func (c *Core) noQueue(name string, version uint64) *wire.Error {
+	if version > c.catalog.version {
+		return wire.Errorf(wire.ErrNotReady, "node %s has not heard of all queues yet", c.cfg.Self.Name)
+	}
+	return wire.Errorf(wire.ErrNoQueue, "no such queue: %s", name)
+}
+
 // catalogReached runs the requests that waited for a version that is here.
 func (c *Core) catalogReached() {
 	var ready []*waiting

@@ -35,7 +35,7 @@ func (c *Core) enqueue(req ReqID, m *wire.Enqueue) {
 		}
 		switch {
 		case p == nil:
-			c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Queue))
+			c.reply(req, c.noQueue(m.Queue, m.Catalog))
 		case c.draining:
 			c.reply(req, wire.Errorf(wire.ErrNotReady, "node %s is draining", c.cfg.Self.Name))
 		default:

@@ -53,7 +53,7 @@ func (c *Core) settlePartition(m *wire.Settle, indices []int, set func(int, wire
 	}
 	p := c.known(m.Items[indices[0]].Receipt.Partition)
 	if p == nil {
-		all(wire.CodeNoQueue)
+		all(c.noQueue(m.Queue, m.Catalog).Code)
 		return
 	}
 	if p.own != nil && p.own.phase >= grace && p.own.phase != releasing && p.own.valid() {
