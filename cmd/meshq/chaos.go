@@ -191,7 +191,7 @@ func (a *app) chaos(cmd *cobra.Command, s *chaosSettings) error {
 	if err != nil {
 		return err
 	}
-	r := &chaosRuns{app: a, settings: s, options: o}
+	r := &chaosRuns{app: a, settings: s, options: o, kinds: map[plan.Kind]bool{}}
 	switch ctx := cmd.Context(); {
 	case s.list:
 		return r.list()
@@ -219,6 +219,14 @@ type chaosRuns struct {
 	passed   int
 	skipped  int
 	failed   []string // names of those that broke a promise
+
+	// Of all runs together.
+	took      time.Duration
+	faults    int
+	kinds     map[plan.Kind]bool
+	confirmed int
+	delivered int
+	acked     int
 }
 
 // take keeps what a report needs, and prints the result of one of several runs.
@@ -244,6 +252,16 @@ func (r *chaosRuns) take(result *chaos.Result) {
 			r.broken = result
 		}
 	}
+	r.took += result.Took
+	for _, f := range result.Faults {
+		if f.Skipped == "" && f.To > 0 {
+			r.faults++
+			r.kinds[f.Fault.Kind] = true
+		}
+	}
+	r.confirmed += result.Verdict.Figures.Confirmed
+	r.delivered += result.Verdict.Figures.Delivered
+	r.acked += result.Verdict.Figures.Acked
 	if r.last != nil && r.last != r.broken {
 		r.last.History = nil // only the report of one run is written
 	}
@@ -303,7 +321,8 @@ func (r *chaosRuns) print(result *chaos.Result) {
 		if len(r.failed) > 0 {
 			fmt.Fprintf(out, ": %s", strings.Join(r.failed, ", "))
 		}
-		fmt.Fprintln(out)
+		fmt.Fprintf(out, "\nin all: %v, %s of %s; %s confirmed, %d delivered, %d acked\n\n", r.took.Round(time.Second), plural(r.faults, "fault"),
+			plural(len(r.kinds), "kind"), plural(r.confirmed, "message"), r.delivered, r.acked)
 	}
 	_ = simreport.Text(out, r.reportOf(result))
 	for i, v := range result.Verdict.Violations {

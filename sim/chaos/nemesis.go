@@ -167,6 +167,9 @@ func (n *nemesis) bring(i int) {
 	n.opts.say("%s  %s", clock(n.fates[i].From), f.Fault)
 	end, err := do(f)
 	n.complain(f, err)
+	if err != nil && end == nil {
+		n.fates[i].Skipped = err.Error() // no way to do it now, because of another fault, say
+	}
 	if end != nil {
 		switch {
 		case f.For > 0:

@@ -133,10 +133,6 @@ func Run(ctx context.Context, p *plan.Plan, o Options) (*Result, error) {
 		return nil, err
 	}
 	r, err := s.run(ctx, p)
-	if err == nil && o.Keep {
-		r.Dir = s.mesh.Dir()
-		err = r.keep()
-	}
 	leftover := s.close()
 	if err != nil {
 		return nil, errors.Join(err, leftover)
@@ -145,9 +141,13 @@ func Run(ctx context.Context, p *plan.Plan, o Options) (*Result, error) {
 	return r, nil
 }
 
-// keep writes the history to where data and logs are kept.
-func (r *Result) keep() error {
-	f, err := os.Create(filepath.Join(r.Dir, "history.jsonl"))
+// keep writes plan and history to where data and logs are kept.
+func (r *Result) keep(dir string) error {
+	name := filepath.Join(dir, orElse(r.Plan.Name, "run"))
+	if err := r.Plan.WriteFile(name + ".plan.json"); err != nil {
+		return err
+	}
+	f, err := os.Create(name + ".history.jsonl")
 	if err != nil {
 		return err
 	}
@@ -195,6 +195,10 @@ func (s *stage) run(ctx context.Context, p *plan.Plan) (*Result, error) {
 	t.work.Wait()
 	r.Stopped = ctx.Err() != nil
 	t.conclude(r)
+	if s.opts.Keep {
+		r.Dir = s.mesh.Dir()
+		return r, r.keep(r.Dir)
+	}
 	return r, nil
 }
 
@@ -353,7 +357,7 @@ func (t *trial) names() map[uint64]string {
 // be slow and busy.
 func rulesOf(p *plan.Plan, queues []plan.Queue) history.Rules {
 	r := history.Rules{
-		Calm: len(p.Faults) == 0, Beyond: p.Beyond, Groups: map[string][]string{}, Quorum: map[string]int{},
+		Calm: len(p.Faults) == 0, Ahead: true, Beyond: p.Beyond, Groups: map[string][]string{}, Quorum: map[string]int{},
 		Flight: 2 * time.Second, Tolerance: 2 * time.Second, Writable: 2 * time.Second,
 		Drain: drainPatience(p), Converge: convergePatience, Memory: memoryGrowth,
 	}
