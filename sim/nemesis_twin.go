@@ -11,7 +11,7 @@ const twinCalm = 3 * second
 
 // twin starts a second process on a copy of the disk of a node. Who connects to the node
 // from then on connects to the twin, as to the higher boot of two that gossip knows. What
-// it returns ends both and starts the first one again.
+// it returns ends both and starts the first one again, whose disk is an old copy by now.
 func (r *runner) twin(f *fault) (end func(), why impossible) {
 	h := f.on[0]
 	if !h.running || h.paused || h.twinOf != nil || r.node(h.id) != h {
@@ -37,6 +37,7 @@ func (r *runner) twin(f *fault) (end func(), why impossible) {
 		r.mesh = remove(r.mesh, t)
 		r.check.forgets(t)
 		h.crash() // if nobody has told it yet: the mesh knows of a higher boot than its own
+		h.disk.old = true
 		h.up()
 	}, ""
 }

@@ -11,6 +11,7 @@ import (
 // no other node is granted the partition.
 type grant struct {
 	holder ring.NodeID
+	boot   uint64 // of the holder: another boot is another process, which must wait
 	term   wire.Term
 	until  Instant // counted from the answer
 }
@@ -459,7 +460,7 @@ func (p *partition) onClaim(req ReqID, from ring.NodeID, m *wire.Claim) {
 		c.reply(req, no)
 		return
 	}
-	if p.grant.holder != from && c.now.Mono < p.grant.until {
+	if (p.grant.holder != from || p.grant.boot < c.peer(from).boot && from != c.self) && c.now.Mono < p.grant.until {
 		no.Holder, no.Left = p.grant.holder, uint32(max(1, min(ownershipLease, p.grant.until-c.now.Mono)/Millisecond))
 		c.reply(req, no)
 		return
@@ -519,7 +520,7 @@ func (p *partition) promiseTo(req ReqID, from ring.NodeID, term wire.Term) {
 		previous = wire.Term{}
 	}
 	p.promised = term
-	p.grant = grant{holder: from, term: term, until: Never} // it may have been answered for all that another claimant knows
+	p.grant = grant{holder: from, boot: c.peer(from).boot, term: term, until: Never} // it may have been answered for all that another claimant knows
 	c.timers.stop(p.claim)
 	c.persistThen([]wire.Op{put(key(recordTerm, uint64(p.id)), term)}, func() {
 		if p.promised != term || p.grant.term != term {
@@ -702,11 +703,18 @@ func (p *partition) renewed(holder ring.NodeID, term wire.Term, ringNumber uint6
 	if p.grant.term != term && c.now.Mono < p.grant.until {
 		return false
 	}
+	boot := c.peer(holder).boot
+	if p.grant.term == term {
+		if p.grant.boot < boot { // a later process of that node is there: this one must stop
+			return false
+		}
+		boot = p.grant.boot
+	}
 	if p.own != nil {
 		p.own.abandon() // it claimed, and somebody else's lease is in force after all
 	}
 	if p.grant.until != Never { // Never: the promise is not synced yet
-		p.grant = grant{holder: holder, term: term, until: c.now.Mono + ownershipLease}
+		p.grant = grant{holder: holder, boot: boot, term: term, until: c.now.Mono + ownershipLease}
 	}
 	if p.claim == nil {
 		p.claimIn(0)

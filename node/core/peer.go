@@ -244,8 +244,12 @@ func (c *Core) onBeat(from ring.NodeID, b *wire.Beat) {
 
 // bootSeen remembers the highest boot number of a node.
 func (c *Core) bootSeen(p *peer, boot uint64) {
-	if boot > p.boot {
-		p.boot, p.dirty = boot, true
+	if boot <= p.boot {
+		return
+	}
+	p.boot, p.dirty = boot, true
+	if p.up { // if an older process of that node is still there it must stop
+		c.send(p.id, &wire.Rings{Boots: c.boots()})
 	}
 }
 
