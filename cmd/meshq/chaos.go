@@ -506,7 +506,7 @@ func (r *chaosRuns) explain(err error) error {
 	case errors.Is(err, context.Canceled):
 		return failed(errors.New("chaos: interrupted before there was anything to see"), "")
 	}
-	return failed(fmt.Errorf("chaos: %w", err), "")
+	return failed(fmt.Errorf("chaos: %w", bare(err, "chaos")), "")
 }
 
 // chaosProgress shows what happens: a line for each event and, on a terminal, a line
