@@ -152,6 +152,9 @@ func (k *checker) again(x *life, c *course, s, e *Event, held []holding) {
 		if h.Who == e.Who || h.Lease == 0 || k.running(h, e.At) <= k.rules.Flight {
 			continue
 		}
+		if h.Term == e.Term && h.Attempt > e.Attempt {
+			continue // it was handed out before the other one, and was long under way
+		}
 		if k.lostBy(h, e) == "" && !k.late(s, e, h) {
 			k.fail(4, e.At, x.message, c.group, "%s got %s (%s) while %s has it for %v more (%s), and nothing was wrong with %s or its owner",
 				e.Who, x.message, e.told(), h.Who, ms(h.until-e.At), h.told(), h.Who)
