@@ -96,6 +96,7 @@ type feed struct {
 	onDisk   int    // retry records that are not in memory
 	after    []byte // key of the last that was loaded
 	loading  bool
+	rescan   bool // one was written while others were loaded: begin anew
 	due      *timer
 	inflight int // messages
 	next     int // the sub whose turn it is

@@ -17,7 +17,6 @@ type laneOffset struct {
 type retry struct {
 	wire.Retry
 	at      Instant // when it is due, by this node's monotonic clock
-	cause   wire.Cause
 	key     []byte // of its record on disk; nil: it has none
 	loaded  *cached
 	reading bool
@@ -65,8 +64,8 @@ func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, wait uint
 	var items []wire.Retry
 	for _, run := range runs {
 		r := &retry{Retry: wire.Retry{
-			Group: f.id, Lane: d.receipt.Lane, Run: run, Attempt: attempt, Due: c.now.Wall + wait, Wait: wait,
-		}, cause: cause}
+			Group: f.id, Lane: d.receipt.Lane, Run: run, Attempt: attempt, Due: c.now.Wall + wait, Wait: wait, Cause: cause,
+		}}
 		if spread {
 			r.key = retryKey(p.id, r.Retry)
 			ops = append(ops, put(r.key, r.Retry))
@@ -95,6 +94,7 @@ func (f *feed) wait(r *retry) []wire.Op {
 	}
 	f.onDisk++
 	f.after = nil // it may be due before what was loaded last
+	f.rescan = f.loading
 	if r.key != nil {
 		return nil
 	}
@@ -190,7 +190,7 @@ func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 			run.To = end
 		}
 		f.lane(r.Lane).handed.Remove(run) // give adds it
-		d, ok := f.give(s, r.loaded, run, r.Attempt+1, r.cause, r.key)
+		d, ok := f.give(s, r.loaded, run, r.Attempt+1, r.Cause, r.key)
 		f.armDue()
 		return d, ok
 	}
@@ -337,11 +337,7 @@ func (f *feed) loadRecord(record wire.StoredRecord) []wire.Op {
 		return nil
 	}
 	f.lane(r.Lane).handed.Add(r.Run)
-	cause := wire.CauseNack
-	if r.Attempt == 0 {
-		cause = wire.CauseNone
-	}
-	f.enqueue(&retry{Retry: r, cause: cause, key: slices.Clone(record.Key)})
+	f.enqueue(&retry{Retry: r, key: slices.Clone(record.Key)})
 	f.after = record.Key
 	return nil
 }
@@ -362,19 +358,28 @@ func (f *feed) loadMore() {
 			return
 		}
 		var ops []wire.Op
-		before := len(f.retries)
+		limit := c.cfg.Limits.Retries
+		before, all := len(f.retries), !done.More
 		for _, record := range done.Records {
-			onDisk := f.onDisk
+			if len(f.retries) >= limit { // the rest stays on disk
+				all = false
+				break
+			}
 			ops = append(ops, f.loadRecord(record)...)
-			f.onDisk = onDisk // loadRecord counted it anew if it stayed
 			f.after = record.Key
 		}
-		f.onDisk = max(0, f.onDisk-(len(f.retries)-before))
-		if !done.More {
+		f.onDisk = max(1, f.onDisk-(len(f.retries)-before))
+		switch {
+		case f.rescan:
+			f.rescan, f.after = false, nil
+		case all:
 			f.onDisk, f.after = 0, nil
 		}
 		if len(ops) > 0 {
 			c.persistThen(ops, nil)
+		}
+		if f.onDisk > 0 && len(f.retries) < limit/2 {
+			f.loadMore()
 		}
 		o.pump()
 	})

@@ -341,7 +341,7 @@ func (f *feed) reclaimable(receipt wire.Receipt, runs wire.Runs) wire.Runs {
 		}
 		for _, r := range f.waitingIn(receipt.Lane, run) {
 			// It was given back since; unless it was taken back, and nobody has it.
-			taken := r.cause == wire.CauseConsumer || r.cause == wire.CauseLease
+			taken := r.Cause == wire.CauseConsumer || r.Cause == wire.CauseLease
 			if r.Attempt > receipt.Attempt || r.Attempt == receipt.Attempt && !taken {
 				out.Remove(r.Run)
 			}

@@ -211,6 +211,7 @@ type Retry struct {
 	Attempt uint32 // of the last delivery; 0: not delivered yet
 	Due     uint64 // wall clock, milliseconds since 1970; orders the records
 	Wait    uint64 // milliseconds from the beginning: a clock that jumped delays no longer than that
+	Cause   Cause  // of the next delivery
 }
 
 // Watermark says that offsets of a lane below To may have been handed out to a
