@@ -143,7 +143,6 @@ type Core struct {
 	lostVotes     uint64 // the highest ring number for which a vote may have been forgotten; 0: none
 	recalling     bool   // it is being learned from the others
 	damaged       map[wire.PartitionID]bool
-	secret        uint64 // signs receipts
 }
 
 // New makes the core of a node from what its store holds. The first Step gives the

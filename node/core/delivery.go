@@ -503,7 +503,7 @@ func (f *feed) give(s *sub, x *cached, run wire.Run, attempt uint32, cause wire.
 		},
 		runs: wire.Runs{run}, sub: s, consumer: s.consumer, retry: retry,
 	}
-	d.receipt.Sign(c.secret)
+	d.receipt.Sign(c.secret())
 	lease := Instant(p.entry.Settings.Lease) * Millisecond
 	d.until = c.now.Mono + lease
 	fl := f.lane(b.Lane)

@@ -17,7 +17,7 @@ type laneOffset struct {
 type retry struct {
 	wire.Retry
 	at      Instant // when it is due, by this node's monotonic clock
-	key     []byte // of its record on disk; nil: it has none
+	key     []byte  // of its record on disk; nil: it has none
 	loaded  *cached
 	reading bool
 	seq     uint64

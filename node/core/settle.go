@@ -124,7 +124,7 @@ func ackItems(x *wire.SettleItem) []wire.AckItem {
 
 // validReceipt says whether a receipt is of this mesh, and its runs within it.
 func (p *partition) validReceipt(x *wire.SettleItem) bool {
-	if !x.Receipt.Valid(p.core.secret) || x.Receipt.Partition != p.id || !p.hasGroup(x.Receipt.Group) || x.Runs.Validate() != nil || len(x.Runs) == 0 {
+	if !x.Receipt.Valid(p.core.secret()) || x.Receipt.Partition != p.id || !p.hasGroup(x.Receipt.Group) || x.Runs.Validate() != nil || len(x.Runs) == 0 {
 		return false
 	}
 	return x.Runs[0].From >= x.Receipt.Run.From && x.Runs.End() <= x.Receipt.Run.To
