@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -147,10 +148,12 @@ func (w *world) tellStates(states map[*host]*wire.Inspected) {
 			if q == nil || !s.Home && s.Hints == 0 {
 				continue
 			}
+			// One that is a home replica by an older ring alone waits for those that are gone.
+			home := slices.Contains(w.homeIDs(q, s.Partition), h.id)
 			e := history.Event{
 				Kind: history.State, Who: h.name, Node: h.name, Queue: q.entry.Name, Partition: w.indexOf(s.Partition), Want: len(w.homes(q, s.Partition)),
 				Replica: &history.Replica{
-					Home: s.Home, Owns: s.Owns, Repairing: s.Repairing, Hints: int(s.Hints), Digest: fmt.Sprintf("%016x", s.Digest), Messages: s.Messages,
+					Home: s.Home && home, Owns: s.Owns, Repairing: s.Repairing, Hints: int(s.Hints), Digest: fmt.Sprintf("%016x", s.Digest), Messages: s.Messages,
 				},
 			}
 			for _, g := range s.Groups {

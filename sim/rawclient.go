@@ -667,6 +667,7 @@ func (c *consumer) take(s *subscription, d *wire.Delivery) {
 			c.w.tellDelivered(c.heldBy(h), &rec, d.Cause, (h.until-c.w.now)*95/100, stale)
 		}
 		if stale {
+			c.w.reach("stale-dropped")
 			s.released++
 			continue
 		}

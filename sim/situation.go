@@ -38,7 +38,6 @@ var Situations = []Situation{
 	{"repaired", "it has"},
 	{"loss-noticed", "a node is told that its store came back with less than it confirmed"},
 	{"damage-found", "a node sets damaged batches or records aside"},
-	{"lane-conflict", "a replica holds other bytes than it is sent"},
 	{"ring-step", "a node learns a ring that is not the first"},
 	{"moved", "a partition has moved to a new ring"},
 	{"backlog", "a thousand confirmed messages wait for a group"},
@@ -52,7 +51,7 @@ func (w *world) reach(name string) { w.reached[name]++ }
 var noteMeans = map[string]string{
 	"repairing": "repairing", "repaired": "repaired", "store came back with less than it confirmed": "loss-noticed",
 	"damaged batches set aside": "damage-found", "damaged hint dropped": "damage-found",
-	"lane conflict": "lane-conflict", "replica holds other bytes": "lane-conflict", "moved": "moved",
+	"moved": "moved",
 }
 
 func (w *world) noteSaid(n *core.Note) {

@@ -27,7 +27,7 @@ var (
 )
 
 // directedOnly are situations that scenarios bring about, and random plans do not.
-var directedOnly = []string{"twin-fenced"}
+var directedOnly = []string{"twin-fenced", "queue-deleted"}
 
 // kindsOf are the kinds of faults of a plan, for people.
 func kindsOf(p *plan.Plan) string {
