@@ -277,6 +277,7 @@ func (o *ownership) pump() {
 
 func (f *feed) pump() {
 	c := f.o.p.core
+	f.refill()
 	subs := c.feeders[queueGroup{f.o.p.entry.Name, f.name}]
 	out := map[*sub]*wire.Deliver{}
 	var order []*sub

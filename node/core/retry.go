@@ -136,10 +136,15 @@ func (f *feed) armDue() {
 func (f *feed) pop() *retry {
 	r := heap.Pop(&f.retries).(*retry)
 	delete(f.waiting, laneOffset{r.Lane, r.Run.From})
-	if f.onDisk > 0 && len(f.retries) < f.o.p.core.cfg.Limits.Retries/2 {
+	f.refill()
+	return r
+}
+
+// refill brings retries from disk into memory when few are left there.
+func (f *feed) refill() {
+	if f.onDisk > 0 && len(f.retries) <= f.o.p.core.cfg.Limits.Retries/2 {
 		f.loadMore()
 	}
-	return r
 }
 
 // redeliver hands out a retry that is due.
@@ -378,9 +383,7 @@ func (f *feed) loadMore() {
 		if len(ops) > 0 {
 			c.persistThen(ops, nil)
 		}
-		if f.onDisk > 0 && len(f.retries) < limit/2 {
-			f.loadMore()
-		}
+		f.refill()
 		o.pump()
 	})
 }
