@@ -148,6 +148,9 @@ func (w *world) tellStates(states map[*host]*wire.Inspected) {
 			if q == nil || !s.Home && s.Hints == 0 {
 				continue
 			}
+			if w.waitsForTheGone(s.Partition) {
+				continue
+			}
 			// One that is a home replica by an older ring alone waits for those that are gone.
 			home := slices.Contains(w.homeIDs(q, s.Partition), h.id)
 			e := history.Event{
@@ -164,6 +167,20 @@ func (w *world) tellStates(states map[*host]*wire.Inspected) {
 			w.tell(e)
 		}
 	}
+}
+
+// waitsForTheGone tells whether a ring step of a partition can not end, because a home
+// replica of the newest ring is gone for ever: it must be forgotten first.
+func (w *world) waitsForTheGone(p wire.PartitionID) bool {
+	for _, h := range w.nodes() {
+		if !h.running {
+			continue
+		}
+		if sets := h.core.OpenHomes(p); len(sets) > 1 && slices.ContainsFunc(sets[len(sets)-1], func(id ring.NodeID) bool { return w.node(id) == nil }) {
+			return true
+		}
+	}
+	return false
 }
 
 // indexOf is the place of a partition in its queue.
