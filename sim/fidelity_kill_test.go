@@ -82,7 +82,10 @@ func TestKillAgrees(t *testing.T) {
 				log = append(log, diskGroup{commit: uint64(i + 1), segment: 1, ops: killedOps(seed, i)})
 			}
 			states := survivors(killed, ended{synced: done, confirmed: done, written: asked}, log, 0)
-			if !slices.Contains(states, survivor{reached, reached, false}) || rec.DamagedAll || len(rec.Damaged) > 0 {
+			// A kill in the middle of a write may leave a store that cannot exclude a loss, and
+			// says so. The model of a kill is kinder there; its torn writes say it, too.
+			unsure := rec.DamagedAll && asked > done
+			if !slices.Contains(states, survivor{reached, reached, false}) || rec.DamagedAll && !unsure || len(rec.Damaged) > 0 {
 				t.Fatalf("%d commits are there, damaged: %t %v; %d were asked for, %d confirmed: the model allows %v", reached, rec.DamagedAll, rec.Damaged, asked, done, states)
 			}
 			if rec.Commit < number {
