@@ -88,6 +88,10 @@ func TestKillAgrees(t *testing.T) {
 			if !slices.Contains(states, survivor{reached, reached, false}) || rec.DamagedAll && !unsure || len(rec.Damaged) > 0 {
 				t.Fatalf("%d commits are there, damaged: %t %v; %d were asked for, %d confirmed: the model allows %v", reached, rec.DamagedAll, rec.Damaged, asked, done, states)
 			}
+			if unsure { // it may have the batches of that group and not its records
+				t.Logf("%d asked for, %d confirmed, %d there, and the store is not sure", asked, done, reached)
+				return
+			}
 			if rec.Commit < number {
 				t.Errorf("commit %d came back, %d was confirmed", rec.Commit, number)
 			}
