@@ -55,6 +55,7 @@ type fakePartition struct {
 	back    []int    // given back
 	acked   map[int]bool
 	held    map[int]*fakeSub
+	given   map[int]bool // to another: who resumes it does not get it back
 	attempt map[int]uint32
 }
 
@@ -126,7 +127,7 @@ func (f *fakeMesh) createLocked(name string, s wire.Settings) *wire.QueueEntry {
 	f.queues[name] = e
 	for i := range s.Partitions {
 		p := &fakePartition{
-			id: e.Partition(i), entry: e, acked: map[int]bool{}, held: map[int]*fakeSub{}, attempt: map[int]uint32{},
+			id: e.Partition(i), entry: e, acked: map[int]bool{}, held: map[int]*fakeSub{}, given: map[int]bool{}, attempt: map[int]uint32{},
 		}
 		f.parts[p.id] = p
 	}
@@ -177,11 +178,14 @@ func (f *fakeMesh) ackedOf(queue string) (n int) {
 	return n
 }
 
-// forget drops what consumers hold, as if their leases had ended.
+// forget gives what consumers hold to others, as if their leases had ended.
 func (f *fakeMesh) forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, p := range f.parts {
+		for o := range p.held {
+			p.given[o] = true
+		}
 		clear(p.held)
 	}
 }
@@ -409,7 +413,7 @@ func (n *fakeNode) OneWay(c *transport.Conn, msg wire.Message) {
 		for _, h := range m.Held {
 			for _, r := range h.Runs {
 				for o := r.From; o < r.To; o++ {
-					if p := f.parts[h.Receipt.Partition]; !p.acked[int(o)] {
+					if p := f.parts[h.Receipt.Partition]; !p.acked[int(o)] && !p.given[int(o)] {
 						p.held[int(o)] = s
 					}
 				}

@@ -40,6 +40,7 @@ type checker struct {
 	acked    map[groupKey]int64 // when an ack was confirmed
 	acking   map[groupKey]bool  // some consumer sent an ack: it may be kept without ever being confirmed
 	handed   map[groupKey][]*handout
+	resumes  map[resumeKey]int // how often a consumer told a node what it holds
 	first    map[groupKey]firstDelivery
 	highest  map[firstKey]uint64
 	owners   map[wire.PartitionID]map[int]ownership // by index of the host
@@ -85,6 +86,18 @@ type termKey struct {
 	term      wire.Term
 }
 
+// resumeKey names what a consumer tells a node that it holds of a partition; resumed is
+// the number-th time that it did, on a connection.
+type resumeKey struct {
+	node, consumer int // indexes of hosts
+	partition      wire.PartitionID
+}
+
+type resumed struct {
+	conn   *conn
+	number int
+}
+
 // handout is one message in the hands of one consumer, as far as that is true.
 type handout struct {
 	superseded bool  // handed to somebody else since
@@ -94,9 +107,9 @@ type handout struct {
 	term       wire.Term
 	attempt    uint32
 	at         int64
-	until      int64 // while the lease surely runs by the owner's clock
-	resumed    map[int]*conn
-	via        *conn // from the owner to the relay; nil: none
+	until      int64           // while the lease surely runs by the owner's clock
+	resumed    map[int]resumed // by index of the node
+	via        *conn           // from the owner to the relay; nil: none
 }
 
 type ownership struct {
@@ -125,7 +138,7 @@ type waiting struct {
 func newChecker(w *world) *checker {
 	return &checker{
 		w: w, messages: map[msgKey]*sentMessage{}, holders: map[msgKey]uint64{}, synced: map[msgKey]uint64{}, let: map[msgKey]uint64{}, acked: map[groupKey]int64{}, acking: map[groupKey]bool{},
-		handed: map[groupKey][]*handout{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
+		handed: map[groupKey][]*handout{}, resumes: map[resumeKey]int{}, first: map[groupKey]firstDelivery{}, highest: map[firstKey]uint64{},
 		owned: map[int][]core.Ownership{}, owners: map[wire.PartitionID]map[int]ownership{}, ownerAt: map[wire.PartitionID]int64{},
 		waiting: map[*host][]waiting{}, disks: map[*host]diskWatch{}, places: map[wire.PartitionID]partitionPlace{}, handover: map[termKey]bool{}, terms: map[wire.PartitionID]wire.Term{}, before: map[wire.PartitionID]wire.Term{},
 	}
@@ -421,7 +434,7 @@ func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o w
 	if c == nil || c.dead && !c.up[0] {
 		return
 	}
-	n := &handout{conn: c, owner: h, term: r.Term, attempt: r.Attempt, at: now, until: now + int64(d.Lease)*millisecond*95/100, resumed: map[int]*conn{}}
+	n := &handout{conn: c, owner: h, term: r.Term, attempt: r.Attempt, at: now, until: now + int64(d.Lease)*millisecond*95/100, resumed: map[int]resumed{}}
 	if c.from.client != nil {
 		n.client = c.from
 	}
@@ -465,8 +478,8 @@ func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
 	}
 	same := top.term == r.Term && !top.conn.dead && top.conn.up[0] && top.conn.up[1] && (top.via == nil || !top.via.dead)
 	back := false
-	if c := top.resumed[h.index]; c != nil && !c.dead && c.up[0] && c.up[1] && h.in[c.id] == c {
-		back = true
+	if x := top.resumed[h.index]; x.conn != nil && x.number == k.resumes[resumeKey{h.index, top.client.index, r.Partition}] {
+		back = !x.conn.dead && x.conn.up[0] && x.conn.up[1] && h.in[x.conn.id] == x.conn
 	}
 	kept := k.keptByHandover(h, top, r)
 	if !same && !back && !kept {
@@ -530,13 +543,19 @@ func (k *checker) requested(h *host, id core.ConnID, msg wire.Message) {
 		return
 	}
 	c := h.in[id]
+	told := map[wire.PartitionID]bool{}
 	for i := range m.Held {
 		r := &m.Held[i].Receipt
+		at := resumeKey{h.index, c.from.index, r.Partition}
+		if !told[r.Partition] { // it is all that the consumer holds of the partition
+			told[r.Partition] = true
+			k.resumes[at]++
+		}
 		for _, run := range m.Held[i].Runs {
 			for o := run.From; o < run.To; o++ {
 				for _, x := range k.handed[groupKey{r.Group, msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}}] {
 					if x.client == c.from && x.term == r.Term && x.attempt == r.Attempt {
-						x.resumed[h.index] = c
+						x.resumed[h.index] = resumed{c, k.resumes[at]}
 					}
 				}
 			}

@@ -338,6 +338,9 @@ func (c *libConsumer) settleAll(of []*taken, kind wire.Settling, delay time.Dura
 			delete(c.hands, t.key)
 		}
 		c.w.tellSettled(told, t.from, 0, "")
+		if kind != wire.SettleAck { // others may have it, however long its owner does not hear of it
+			c.w.check.ended(c.watch.consumer(), &holding{key: t.key, receipt: *t.from.receipt, offset: t.from.offset})
+		}
 		items = append(items, libcore.Settlement{Handout: t.at.handout, Offset: t.at.offset, Kind: kind, Delay: delay, Reason: reasonOf(kind)})
 	}
 	c.room += len(of)

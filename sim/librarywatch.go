@@ -12,7 +12,7 @@ type libraryWatch struct {
 	l *library
 	// stored is called with each message before it is first sent to any node.
 	stored func(number uint64, key msgKey)
-	leases map[leaseKey]int64       // world time until which deliveries surely run
+	leases map[leaseKey]lease
 	ids    map[wire.PartitionID]int // how many producers the library was there
 }
 
@@ -23,24 +23,33 @@ type leaseKey struct {
 	serial    uint64
 }
 
+// lease is when a delivery ends, in the world's time: by the clock of the client, and at the
+// earliest by that of any owner.
+type lease struct{ ends, surely int64 }
+
+// lease is one of so many milliseconds that began at a time.
+func (x *libraryWatch) lease(from int64, ms uint32) lease {
+	d := int64(ms) * millisecond
+	return lease{from + d - d*x.l.h.ppm/1_000_000, from + d*95/100}
+}
+
 func leaseOf(r *wire.Receipt) leaseKey { return leaseKey{r.Partition, r.Term, r.Serial} }
 
 // begin forgets what an earlier process had.
 func (x *libraryWatch) begin() {
-	x.leases, x.ids = map[leaseKey]int64{}, map[wire.PartitionID]int{}
+	x.leases, x.ids = map[leaseKey]lease{}, map[wire.PartitionID]int{}
 }
 
-// delivered notes until when the client may count on a delivery: by its clock, which may
-// run wrong by 5 %, from when it came.
+// delivered notes until when the client counts on a delivery, from when it came.
 func (x *libraryWatch) delivered(m *wire.Deliver) {
 	for i := range m.Deliveries {
 		d := &m.Deliveries[i]
-		x.leases[leaseOf(&d.Receipt)] = x.l.w.now + int64(d.Lease)*millisecond*95/100
+		x.leases[leaseOf(&d.Receipt)] = x.lease(x.l.w.now, d.Lease)
 	}
 }
 
 // left is for how long a delivery surely runs yet.
-func (x *libraryWatch) left(r *wire.Receipt) int64 { return x.leases[leaseOf(r)] - x.l.w.now }
+func (x *libraryWatch) left(r *wire.Receipt) int64 { return x.leases[leaseOf(r)].surely - x.l.w.now }
 
 // consumer is the client as the checker knows it.
 func (x *libraryWatch) consumer() *consumer { return &consumer{w: x.l.w, h: x.l.h} }
@@ -149,9 +158,13 @@ func (x *libraryWatch) settled(from *host, m *wire.Settle, asked int64, answer w
 		it := &m.Items[i]
 		switch s.Codes[i] {
 		case 0:
+			k := leaseOf(&it.Receipt)
 			if it.Kind == wire.SettleExtend {
-				k := leaseOf(&it.Receipt)
-				x.leases[k] = max(x.leases[k], asked+int64(it.Delay)*millisecond*95/100)
+				if w.now >= x.leases[k].ends {
+					continue // too late: the library took the lease for over
+				}
+				longer := x.lease(asked, it.Delay)
+				x.leases[k] = lease{max(x.leases[k].ends, longer.ends), max(x.leases[k].surely, longer.surely)}
 			}
 			x.each(it, func(h *holding) {
 				switch it.Kind {

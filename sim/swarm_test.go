@@ -16,14 +16,15 @@ import (
 )
 
 var (
-	swarmSeeds = flag.Int("swarm.seeds", 200, "seeds that TestSwarm runs; 20 with -short")
-	swarmFirst = flag.Uint64("swarm.first", 1, "first seed")
-	swarmSeed  = flag.Uint64("swarm.seed", 0, "the only seed to run; 0: all")
-	swarmTime  = flag.Duration("swarm.time", 0, "run seeds for that long instead of a number of them")
-	swarmTrace = flag.Bool("swarm.trace", false, "print the whole trace of a seed that fails, or of -swarm.seed")
-	swarmKeep  = flag.Bool("swarm.keep", false, "go on after a seed that failed")
-	swarmReach = flag.Bool("swarm.situations", false, "fail if no seed comes across one of the situations; also with 500 seeds or more")
-	swarmStats = flag.Bool("swarm.stats", false, "print a line for each seed")
+	swarmSeeds   = flag.Int("swarm.seeds", 200, "seeds that TestSwarm runs; 20 with -short")
+	swarmFirst   = flag.Uint64("swarm.first", 1, "first seed")
+	swarmSeed    = flag.Uint64("swarm.seed", 0, "the only seed to run; 0: all")
+	swarmTime    = flag.Duration("swarm.time", 0, "run seeds for that long instead of a number of them")
+	swarmTrace   = flag.Bool("swarm.trace", false, "print the whole trace of a seed that fails, or of -swarm.seed")
+	swarmKeep    = flag.Bool("swarm.keep", false, "go on after a seed that failed")
+	swarmReach   = flag.Bool("swarm.situations", false, "fail if no seed comes across one of the situations; also with 500 seeds or more")
+	swarmClients = flag.String("swarm.clients", "", "library, mixed or drawn by each seed; empty: raw")
+	swarmStats   = flag.Bool("swarm.stats", false, "print a line for each seed")
 )
 
 // directedOnly are situations that scenarios bring about, and random plans do not.
@@ -51,12 +52,12 @@ func TestSwarm(t *testing.T) {
 		if *swarmTrace {
 			o.Trace = func(line string) { fmt.Println(line) }
 		}
-		r := Run(plan.Generate(*swarmSeed, plan.GenerateOptions{}), o)
+		r := Run(plan.Generate(*swarmSeed, plan.GenerateOptions{Clients: plan.Clients(*swarmClients)}), o)
 		t.Logf("seed %d: faults: %s; %d skipped; %d steps, %+v, hash %016x", *swarmSeed, kindsOf(r.Plan), len(r.Skipped), r.Steps, r.Stats, r.Hash)
 		report(t, r)
 		return
 	}
-	s := &Swarm{First: *swarmFirst, Seeds: *swarmSeeds, Twice: 20, KeepGoing: *swarmKeep}
+	s := &Swarm{First: *swarmFirst, Seeds: *swarmSeeds, Twice: 20, KeepGoing: *swarmKeep, Generate: plan.GenerateOptions{Clients: plan.Clients(*swarmClients)}}
 	if testing.Short() {
 		s.Seeds = min(s.Seeds, 20)
 	}

@@ -697,11 +697,17 @@ func (c *Core) resumeElsewhere(now Instant, l *link, subs []*sub) {
 		if len(s.holding) == 0 {
 			continue
 		}
+		if c.config.Via { // one server at a time tells them
+			c.resumeVia(now, s)
+			continue
+		}
 		var homes []*link
+		gone := map[*partition]bool{} // a node takes a Resume for all that is held of a partition
 		for _, h := range s.inOrder() {
 			if h.link != l {
 				continue
 			}
+			gone[h.partition] = true
 			for _, node := range h.partition.homes {
 				if o := c.linkTo(node); o != nil && o != l && !slices.Contains(homes, o) {
 					homes = append(homes, o)
@@ -716,9 +722,23 @@ func (c *Core) resumeElsewhere(now Instant, l *link, subs []*sub) {
 			b, fresh := c.subOn(now, s, o, 0)
 			if !fresh {
 				c.resumeTo(now, b, func(h *handout) bool {
-					return h.link == l && slices.Contains(h.partition.homes, o.node)
+					return gone[h.partition] && slices.Contains(h.partition.homes, o.node)
 				})
 			}
+		}
+	}
+}
+
+// resumeVia tells the nodes through a server what a consumer holds.
+func (c *Core) resumeVia(now Instant, s *consumer) {
+	if len(s.subs) > 0 {
+		c.resumeTo(now, s.subs[0], func(*handout) bool { return true })
+		return
+	}
+	for _, addr := range c.config.Servers {
+		if l := c.linkAt(addr); l.state == linkUp {
+			c.subOn(now, s, l, 0)
+			return
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 // Ctrl-C stops the load, says what was seen, and leaves nothing.
 func TestChaosInterrupted(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts a mesh of processes")
+		t.Skip("not with -short: starts a mesh of processes")
 	}
 	dir := t.TempDir()
 	const plan = `{

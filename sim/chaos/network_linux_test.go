@@ -95,7 +95,7 @@ func TestNetworkReset(t *testing.T) {
 	m := newMesh(t, Config{Network: Switched})
 	// Busy in both directions: the sequence numbers are never those that were last seen.
 	a, b := pair(t, m)
-	failed := make(chan error, 4)
+	failed, flowing := make(chan error, 4), make(chan struct{}, 2)
 	for _, c := range []net.Conn{a, b} {
 		go func() {
 			buffer := make([]byte, 64<<10)
@@ -107,13 +107,16 @@ func TestNetworkReset(t *testing.T) {
 			}
 		}()
 		go func() {
-			_, err := io.Copy(io.Discard, c)
+			_, err := io.CopyN(io.Discard, c, 1<<20)
+			flowing <- struct{}{}
+			if err == nil {
+				_, err = io.Copy(io.Discard, c)
+			}
 			failed <- err // nil when the writer was told of the reset: each is told once
 		}()
 	}
-	for m.SwitchStats().Bytes < 1<<20 {
-		time.Sleep(time.Millisecond)
-	}
+	<-flowing
+	<-flowing
 	if n, err := m.Reset([]string{"a"}, nil); n != 1 || err != nil {
 		t.Errorf("%d connections reset, %v", n, err)
 	}

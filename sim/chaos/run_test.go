@@ -27,7 +27,7 @@ func small(length plan.Duration, faults ...plan.Fault) *plan.Plan {
 // All faults that need nothing but processes, on loopback.
 func TestRun(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts a mesh of processes")
+		t.Skip("not with -short: starts a mesh of processes")
 	}
 	p := small(9*second,
 		plan.Fault{Kind: plan.Burst, At: second / 2, For: second, On: []string{"p1"}, Count: 4},
@@ -90,7 +90,7 @@ func TestRun(t *testing.T) {
 // When it is told to stop it does so, says what it saw, and leaves nothing.
 func TestRunStops(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts a mesh of processes")
+		t.Skip("not with -short: starts a mesh of processes")
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

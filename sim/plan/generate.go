@@ -14,7 +14,20 @@ type GenerateOptions struct {
 	WriteQuorum int    // of each queue
 	Kinds       []Kind // kinds of faults that may be; nil: all that Generate knows (see [Generated])
 	Length      Duration
+	Clients     Clients
 }
+
+// Clients says which clients a random plan has.
+type Clients string
+
+// The mixtures of clients. ClientsDrawn has each seed draw one: half of the seeds have
+// clients of the library alone.
+const (
+	ClientsRaw     Clients = ""
+	ClientsDrawn   Clients = "drawn"
+	ClientsLibrary Clients = "library"
+	ClientsMixed   Clients = "mixed"
+)
 
 // Generate makes the plan of a seed: a mesh, queues and load of random sizes and settings
 // and a random subset of the kinds of faults, each kind with a chance of 3 in 8; one plan in
@@ -30,6 +43,7 @@ func Generate(seed uint64, o GenerateOptions) *Plan {
 	}
 	g.nodes(d)
 	g.queues(g.dice("queues"))
+	g.clients(g.dice("clients"))
 	for _, kind := range generators {
 		k := g.dice("fault " + string(kind.kind))
 		if k.below(8) >= 3 || g.calm || len(o.Kinds) > 0 && !slices.Contains(o.Kinds, kind.kind) {
@@ -208,6 +222,32 @@ func (g *generator) queues(d dice) {
 				}
 				p.Consumers = append(p.Consumers, c)
 			}
+		}
+	}
+}
+
+// clients draws which clients are raw. Of the others producers draw their keys, and
+// consumers find the nodes themselves.
+func (g *generator) clients(d dice) {
+	mix := g.options.Clients
+	drawn := []Clients{ClientsLibrary, ClientsLibrary, ClientsMixed, ClientsRaw}[d.below(4)]
+	if mix == ClientsDrawn {
+		mix = drawn
+	}
+	library := func() bool { // throws always, so that the mixture changes nothing else
+		heads := d.oneIn(2)
+		return mix == ClientsLibrary || mix == ClientsMixed && heads
+	}
+	for i := range g.plan.Producers {
+		p := &g.plan.Producers[i]
+		keys := d.below(9)
+		if library() {
+			p.Raw, p.Partition, p.Keys = false, 0, keys
+		}
+	}
+	for i := range g.plan.Consumers {
+		if c := &g.plan.Consumers[i]; library() {
+			c.Raw, c.Relay = false, ""
 		}
 	}
 }
