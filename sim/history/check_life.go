@@ -228,7 +228,7 @@ func (k *checker) unfounded(x *life, s, e *Event, held []holding) string {
 		calm = calm && !dead
 		nacked = nacked || h.how == Nacked || dead
 		released = released || h.how == Released || dead
-		over = over || h.how == LeaseOver || h.how == AckFailed || h.Lease == 0 || !h.over && k.running(h, e.At) <= k.rules.Flight
+		over = over || h.how == LeaseOver || h.how == AckFailed || h.Lease == 0 || h.Lease > 0 && e.At >= h.At+h.Lease*95/100 || !h.over && k.running(h, e.At) <= k.rules.Flight
 	}
 	switch {
 	case e.Cause == "nack" && !nacked:

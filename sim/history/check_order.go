@@ -68,6 +68,16 @@ func (k *checker) inOrder(l line, places []place) {
 			earliest[b] = p
 		}
 	}
+	// lost tells whether another owner delivered a later message before: it had handed this
+	// one out first, and the delivery never came.
+	lost := func(p place, term Term) bool {
+		for b, q := range earliest { // any or none: the order does not matter
+			if b.who == "" && b.term != term && q.event < p.event {
+				return true
+			}
+		}
+		return false
+	}
 	for i := len(places) - 1; i >= 0; i-- {
 		p := places[i]
 		e := &k.events[p.event]
@@ -75,7 +85,7 @@ func (k *checker) inOrder(l line, places []place) {
 			k.saw(5, 1)
 			if e.Kind == Delivered && e.unmarked() {
 				q, ok := earliest[by{e.Term, e.Who}]
-				ok = ok && q.event < p.event
+				ok = ok && q.event < p.event && !lost(p, e.Term)
 				// A library may have had it before, and given it back unseen when its owner went.
 				if !ok && (one && !k.rules.Ahead || k.rules.Calm) {
 					q, ok = earliest[by{who: e.Who}]
@@ -83,7 +93,7 @@ func (k *checker) inOrder(l line, places []place) {
 				}
 				if !ok {
 					q, ok = earliest[by{term: e.Term}]
-					ok = ok && q.event < p.event && k.faults.quiet(k.events[q.event].At, e.At, k.way(e)...) > k.rules.Flight
+					ok = ok && q.event < p.event && k.faults.quiet(k.events[q.event].At, e.At, k.way(e)...) > k.rules.Flight && !lost(p, e.Term)
 				}
 				if ok {
 					k.overtaken(l, p, q)

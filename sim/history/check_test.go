@@ -282,6 +282,17 @@ var checkTests = []struct {
 		4ms delivered c p#1
 		7s delivered c p#0 term=2.n2
 		8s delivered d p#0 term=2.n2 attempt=2 cause=consumer`},
+	{name: "P5: an owner before had got further, and its delivery was lost", text: `
+		0ms sent p p#0
+		0ms sent p p#1
+		0ms sent p p#2
+		2ms confirmed p p#0 2/2 id=a
+		2ms confirmed p p#1 2/2 id=b
+		2ms confirmed p p#2 2/2 id=c
+		3ms fault-begin 1 crash on=n1
+		4ms delivered d p#1
+		7s delivered c p#2 term=2.n2
+		8s delivered c p#0 term=2.n2`},
 	{name: "P5: it waited its time", text: two + `
 		40s delivered c p#1
 		41s delivered c p#0`},
