@@ -628,7 +628,7 @@ func (c *consumer) pushed(cn *conn, msg wire.Message) {
 			c.terms[m.Partition] = m.Term
 			c.owners[m.Partition] = m.Node
 		}
-		if m.Grace > 0 && cn.to.id == m.Node {
+		if m.Grace > 0 && (cn.to.id == m.Node || c.relay != nil) {
 			c.resume(cn.to)
 		}
 	case *wire.Deliver:

@@ -573,6 +573,7 @@ func (c *Core) renewAll() {
 				o.askLate(home)
 			}
 		}
+		o.check() // its own disk may have been late when the last grant came
 		o.tend()
 	}
 	for _, id := range sortedKeys(sets) {
