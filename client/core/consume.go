@@ -377,47 +377,102 @@ func (c *Core) deliver(now Instant, l *link, msg *wire.Deliver) {
 	}
 	for i := range msg.Deliveries {
 		d := &msg.Deliveries[i]
-		r := &d.Receipt
-		p := c.partitions[r.Partition]
-		if p == nil {
-			continue // of a queue that is gone
+		if c.partitions[d.Receipt.Partition] != nil {
+			c.takeIn(now, arrival{now, l, s, msg.Sub, d})
+		} else if s != nil && !s.closing && s.err == nil {
+			// The queue was deleted and created again, or it has grown, and this client does
+			// not know yet: what it is handed waits until it does.
+			s.queue.early = append(s.queue.early, arrival{now, l, s, msg.Sub, d})
+			s.hold(d, 1)
+			c.describe(now, s.queue)
 		}
-		if r.Term.Less(p.term) && !c.planted(bugNoTermFence) {
-			// An owner that has been replaced does not know it yet (P3).
-			c.note(false, "stale delivery dropped", p.id.String())
-			continue
-		}
-		if p.term.Less(r.Term) {
-			p.term, p.owner = r.Term, r.Term.Node
-			c.resume(now, p, r.Term.Node)
-		}
-		if s == nil || s.closing || s.err != nil || s.queue != p.queue {
-			c.giveBack(now, p, l, d) // nobody waits for it any more
-			continue
-		}
-		if err := wire.CheckRecords(d.Records, uint32(r.Run.Len()), 4<<20+1024); err != nil {
-			c.note(true, "bad delivery", err.Error())
-			c.giveBack(now, p, l, d)
-			continue
-		}
-		c.lastHandout++
-		h := &handout{
-			id: c.lastHandout, consumer: s, partition: p, receipt: r, cause: d.Cause, link: l,
-			lease: time.Duration(d.Lease) * time.Millisecond, arrived: now, at: r.Run.From, rest: d.Records,
-		}
-		h.until = now.Add(h.lease)
-		c.handouts[h.id] = h
-		s.holding[h.id] = h
-		s.buffer = append(s.buffer, h)
-		s.buffered += int(r.Run.Len())
-		s.bytes += len(d.Records)
-		c.at(now.Add(h.lease/3), func(now Instant) { c.extend(now, h) })
-		c.supersede(now, h)
 	}
 	if s != nil {
 		c.serve(now, s)
 		c.subscribe(now, s)
 	}
+}
+
+// arrival is a delivery that has come, at a time, for a consumer (nil: for none that is
+// there). The credit of the consumer bounds how many there are.
+type arrival struct {
+	at       Instant
+	link     *link
+	consumer *consumer
+	sub      uint64
+	delivery *wire.Delivery
+}
+
+// hold counts a delivery into what the consumer has not taken, sign 1, or out of it, -1.
+func (s *consumer) hold(d *wire.Delivery, sign int) {
+	s.buffered += sign * int(d.Receipt.Run.Len())
+	s.bytes += sign * len(d.Records)
+}
+
+// takeEarly takes in what came before its partition was known. What came for an older
+// generation of the queue is gone with it, and what came on a connection that is gone its
+// owner gives to others.
+func (c *Core) takeEarly(now Instant, q *queue) {
+	early := q.early
+	q.early = nil
+	for _, a := range early {
+		a.consumer.hold(a.delivery, -1)
+		over := a.at.Add(time.Duration(a.delivery.Lease) * time.Millisecond)
+		switch {
+		case now >= over || a.link.state != linkUp || !slices.ContainsFunc(a.link.subs, func(b *sub) bool { return b.id == a.sub }):
+		case c.partitions[a.delivery.Receipt.Partition] == nil:
+			q.early = append(q.early, a)
+			a.consumer.hold(a.delivery, 1)
+		default:
+			c.takeIn(now, a)
+			c.serve(now, a.consumer)
+			c.subscribe(now, a.consumer)
+		}
+	}
+	if len(q.early) > 0 { // who answered was behind
+		c.at(now.Add(earlyAgain), func(now Instant) {
+			if len(q.early) > 0 {
+				c.describe(now, q)
+			}
+		})
+	}
+}
+
+// takeIn puts a delivery into the buffer of its consumer, if that still takes any.
+func (c *Core) takeIn(now Instant, a arrival) {
+	l, s, d := a.link, a.consumer, a.delivery
+	r := &d.Receipt
+	p := c.partitions[r.Partition]
+	if r.Term.Less(p.term) && !c.planted(bugNoTermFence) {
+		// An owner that has been replaced does not know it yet (P3).
+		c.note(false, "stale delivery dropped", p.id.String())
+		return
+	}
+	if p.term.Less(r.Term) {
+		p.term, p.owner = r.Term, r.Term.Node
+		c.resume(now, p, r.Term.Node)
+	}
+	if s == nil || s.closing || s.err != nil || s.queue != p.queue {
+		c.giveBack(now, p, l, d) // nobody waits for it any more
+		return
+	}
+	if err := wire.CheckRecords(d.Records, uint32(r.Run.Len()), 4<<20+1024); err != nil {
+		c.note(true, "bad delivery", err.Error())
+		c.giveBack(now, p, l, d)
+		return
+	}
+	c.lastHandout++
+	h := &handout{
+		id: c.lastHandout, consumer: s, partition: p, receipt: r, cause: d.Cause, link: l,
+		lease: time.Duration(d.Lease) * time.Millisecond, arrived: a.at, at: r.Run.From, rest: d.Records,
+	}
+	h.until = a.at.Add(h.lease)
+	c.handouts[h.id] = h
+	s.holding[h.id] = h
+	s.buffer = append(s.buffer, h)
+	s.hold(d, 1)
+	c.at(max(now, a.at.Add(h.lease/3)), func(now Instant) { c.extend(now, h) })
+	c.supersede(now, h)
 }
 
 // supersede sees to it that the consumer has no message twice. It gets one again when its

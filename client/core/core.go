@@ -39,8 +39,9 @@ const (
 	settleMin      = time.Minute // an ack is tried for two leases and at least this
 	keepalive      = time.Second // without a frame of a link: Ping
 	deadAfter      = 5 * time.Second
-	refreshQueue   = 30 * time.Second // the catalog's entry of a queue in use is asked again
-	idleLink       = 60 * time.Second // a link that nothing was asked of is hung up
+	earlyAgain     = 250 * time.Millisecond // between looks for a queue of which there are deliveries
+	refreshQueue   = 30 * time.Second       // the catalog's entry of a queue in use is asked again
+	idleLink       = 60 * time.Second       // a link that nothing was asked of is hung up
 	maxBatchBytes  = 1 << 20
 	maxSettleItems = 1024
 	maxResumeItems = 16_384    // a node takes a Resume for the whole of what is held of a partition

@@ -22,6 +22,7 @@ type queue struct {
 	homes      []ring.NodeID // of all partitions, each once
 	consumers  []*consumer
 	opening    []*consumer // wait for the description
+	early      []arrival   // deliveries of partitions that are not known yet
 }
 
 // partition is one partition, and this client's producer for it.
@@ -82,7 +83,7 @@ func (c *Core) describe(now Instant, q *queue) {
 				err = wire.ErrNoQueue
 			}
 			c.failQueue(q, err)
-			q.entry = nil
+			q.entry, q.early = nil, nil
 			for _, p := range q.partitions {
 				delete(c.partitions, p.id)
 			}
@@ -132,6 +133,7 @@ func (c *Core) described(now Instant, q *queue, entry *wire.QueueEntry) {
 			}
 		}
 	}
+	c.takeEarly(now, q)
 	waiting := q.waiting
 	q.waiting = nil
 	c.sendAll(now, waiting)

@@ -260,6 +260,8 @@ func (w *world) run(f []string) {
 		w.answer("DescribeQueue", wire.ErrNoQueue)
 	case "partitions":
 		w.entry.Settings.Partitions = uint32(w.number(f[1]))
+	case "generation": // of the queue: deleted and created again
+		w.entry.Generation = w.number(f[1])
 	case "mesh": // pushes the ring, without node f[2] when there is one
 		mesh := *w.mesh
 		if len(f) > 2 {
