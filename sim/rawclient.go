@@ -402,7 +402,7 @@ func (p *producer) ask(c *conn) {
 				return
 			}
 			switch m.Code {
-			case wire.CodeOverloaded, wire.CodeDiskFull: // an answer: the same node, later
+			case wire.CodeOverloaded: // an answer: the same node, later
 				p.try++
 				try := p.try
 				p.h.later(max(int64(m.RetryAfter)*millisecond, 50*millisecond), func() {
@@ -410,7 +410,7 @@ func (p *producer) ask(c *conn) {
 						p.attempt(c.to)
 					}
 				})
-			case wire.CodeQuorum, wire.CodeTimeout, wire.CodeNotReady, wire.CodeNotOwner, wire.CodeLaneConflict, wire.CodeNoQueue:
+			case wire.CodeQuorum, wire.CodeTimeout, wire.CodeNotReady, wire.CodeDiskFull, wire.CodeNotOwner, wire.CodeLaneConflict, wire.CodeNoQueue:
 				p.moveOn(between(p.coin(), 0, 100*millisecond))
 			default:
 				p.w.fail("P10", msgKey{p.id, e.Sequence}, "%s refuses %s with: %s", c.to.name, p.w.describe(&e), m.Error())

@@ -162,7 +162,7 @@ func (c *Core) tried(now Instant, a *ask, msg wire.Message) {
 		c.finish(now, a, nil, e)
 		return
 	}
-	if e.Code == wire.CodeOverloaded || e.Code == wire.CodeDiskFull { // not elsewhere
+	if e.Code == wire.CodeOverloaded { // not elsewhere
 		clear(a.tried)
 		a.round++
 		a.pinned = true

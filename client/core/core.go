@@ -30,6 +30,7 @@ const (
 	nodeTimeout    = 5 * time.Second        // what a node may take for one try of a batch
 	avoidSilent    = 2 * time.Second        // how long a silent link is passed by, unless it talks
 	avoidNotReady  = 250 * time.Millisecond
+	avoidFull      = time.Second // batches go elsewhere first that long after ErrDiskFull
 	redialMin      = 20 * time.Millisecond
 	redialMax      = time.Second
 	backoffMin     = 25 * time.Millisecond // between rounds of tries, and after ErrOverloaded

@@ -27,6 +27,7 @@ type link struct {
 	// link by although it is up. A frame from the link ends both.
 	redialAt   Instant
 	avoidUntil Instant
+	fullUntil  Instant // before when batches go elsewhere first: its disk had no room
 	heard      Instant // last frame, or when it came up
 	used       Instant // last time that something was asked of it
 	pinging    bool

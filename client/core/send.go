@@ -310,7 +310,7 @@ func (c *Core) choose(now Instant, p *partition) (l *link, end bool) {
 			return true
 		}
 		c.want(now, o)
-		if o.usable(now) {
+		if o.usable(now) && now >= o.fullUntil {
 			l = o
 			return false
 		}
@@ -429,11 +429,13 @@ func (c *Core) enqueueAnswered(now Instant, p *partition, a *attempt, msg wire.M
 		b.err = msg
 		b.unknown = b.unknown || msg.Unknown()
 		switch msg.Code {
-		case wire.CodeOverloaded, wire.CodeDiskFull:
+		case wire.CodeOverloaded:
 			// An answer, and a final one for this try: not elsewhere (section 18).
 			b.pinned = a.link
 			b.round++
 			b.holdUntil = now.Add(max(msg.Wait(), backoffMin) + c.backoff(b.round, backoffMin, backoffMax))
+		case wire.CodeDiskFull: // others may have room, and it is no load that moves (P6)
+			a.link.fullUntil, b.free = now.Add(avoidFull), true
 		case wire.CodeNotReady:
 			a.link.avoidUntil = now.Add(avoidNotReady)
 		case wire.CodeNotOwner:

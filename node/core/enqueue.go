@@ -92,7 +92,7 @@ func (p *partition) pass(req ReqID, owner ring.NodeID, m *wire.Enqueue) {
 		case *wire.Enqueued:
 			p.core.reply(req, a)
 		case *wire.Error:
-			if a.Code == wire.CodeNotReady {
+			if a.Code == wire.CodeNotReady || a.Code == wire.CodeDiskFull { // here there may be room (P6)
 				p.enqueuePassed(req, &passed, false)
 				return
 			}

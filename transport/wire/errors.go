@@ -15,7 +15,7 @@ const (
 	CodeInternal      Code = 1
 	CodeQuorum        Code = 2  // outcome unknown: not enough nodes synced in time
 	CodeOverloaded    Code = 3  // refused: a bound is reached; retry after a while, not elsewhere
-	CodeDiskFull      Code = 4  // refused: the node has no room; not elsewhere
+	CodeDiskFull      Code = 4  // refused: the node has no room; another may have
 	CodeNoQueue       Code = 5  // refused: no such queue (or it was deleted)
 	CodeNoGroup       Code = 6  // refused: the queue has no such group
 	CodeTooLarge      Code = 7  // refused: over the limit of a message or batch
