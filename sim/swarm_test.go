@@ -28,7 +28,7 @@ var (
 )
 
 // directedOnly are situations that scenarios bring about, and random plans do not.
-var directedOnly = []string{"twin-fenced", "queue-deleted"}
+var directedOnly = []string{"twin-fenced"}
 
 // kindsOf are the kinds of faults of a plan, for people.
 func kindsOf(p *plan.Plan) string {

@@ -231,10 +231,31 @@ func (c *Core) fetchCatalog(p *peer) {
 	})
 }
 
+// putCatalog takes entries of a change. Who creates a queue in a generation that is deleted
+// already, or changes one of which there is a later generation, did not know: it is told
+// instead. What is confirmed is known to a majority, so one of any majority says so.
+func (c *Core) putCatalog(req ReqID, m *wire.PutCatalog) {
+	c.mergeCatalog(m.Entries, func() {
+		var later []wire.QueueEntry
+		for i := range m.Entries {
+			e := &m.Entries[i]
+			if known := c.catalog.entries[e.Name]; known.Generation > e.Generation || e.Live() && known.Deleted >= e.Generation {
+				later = append(later, *known)
+			}
+		}
+		if later != nil {
+			c.reply(req, &wire.Catalog{Version: c.catalog.version, Entries: later})
+			return
+		}
+		c.reply(req, &wire.Done{})
+	})
+}
+
 // changeCatalog makes a change of one entry, and calls done(nil) when a majority of
 // the ring's members have it synced, or done(error) if they do not in time: the
-// change may happen then.
-func (c *Core) changeCatalog(e *wire.QueueEntry, done func(error *wire.Error)) {
+// change may happen then. It calls again, once it knows more, when the change was based on a
+// generation that others know to be over.
+func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *wire.Error)) {
 	e.Version = c.catalog.version + 1
 	members := c.rings.current.Table().Members
 	want, have, over := len(members)/2+1, 0, false
@@ -257,15 +278,72 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, done func(error *wire.Error)) {
 			continue
 		}
 		c.call(m.ID, &wire.PutCatalog{Version: e.Version, Entries: entry}, callTimeout, func(msg wire.Message) {
-			if _, ok := msg.(*wire.Done); ok {
+			switch msg := msg.(type) {
+			case *wire.Done:
 				held()
+			case *wire.Catalog:
+				if !over {
+					over = true
+					c.timers.stop(deadline)
+					c.mergeCatalog(msg.Entries, again)
+				}
 			}
 		})
 	}
 }
 
-// createQueue answers CreateQueue.
-func (c *Core) createQueue(req ReqID, m *wire.CreateQueue) {
+// learnCatalog brings in what a majority of the members knows, and with it all that is
+// confirmed. then(false): they did not answer in time.
+func (c *Core) learnCatalog(then func(known bool)) {
+	members := c.rings.current.Table().Members
+	want, have, over := len(members)/2+1, 1, false
+	end := func(known bool) {
+		if !over {
+			over = true
+			then(known)
+		}
+	}
+	deadline := c.after(callTimeout, func() { end(false) })
+	for _, m := range members {
+		if m.ID == c.self || !c.peer(m.ID).up {
+			continue
+		}
+		c.call(m.ID, &wire.GetCatalog{}, callTimeout, func(msg wire.Message) {
+			k, ok := msg.(*wire.Catalog)
+			if !ok || over {
+				return
+			}
+			c.mergeCatalog(k.Entries, nil)
+			if have++; have == want {
+				c.timers.stop(deadline)
+				end(true)
+			}
+		})
+	}
+	if have >= want {
+		c.timers.stop(deadline)
+		end(true)
+	}
+}
+
+// sure runs fn again once this node knows what a majority knows, before it refuses a request
+// for what it knows of a queue: it may be behind. It tells whether that is to be waited for.
+func (c *Core) sure(req ReqID, asked bool, fn func()) bool {
+	if asked {
+		return false
+	}
+	c.learnCatalog(func(known bool) {
+		if !known {
+			c.reply(req, wire.Errorf(wire.ErrNotReady, "node %s cannot reach a majority to know what there is", c.cfg.Self.Name))
+			return
+		}
+		fn()
+	})
+	return true
+}
+
+// createQueue answers CreateQueue. asked says that this node knows what a majority knows.
+func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 	groups := m.Groups
 	if len(groups) == 0 {
 		groups = []string{"default"}
@@ -296,6 +374,9 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue) {
 			same = same && old.Groups[i].Name == groups[i]
 		}
 		if !same {
+			if c.sure(req, asked, func() { c.createQueue(req, m, true) }) {
+				return
+			}
 			c.reply(req, wire.Errorf(wire.ErrExists, "queue %s exists with other settings or groups", m.Name))
 			return
 		}
@@ -316,7 +397,7 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue) {
 			e.Groups = append(e.Groups, wire.GroupEntry{Name: g, Generation: 1})
 		}
 	}
-	c.changeCatalog(e, func(err *wire.Error) {
+	c.changeCatalog(e, func() { c.createQueue(req, m, asked) }, func(err *wire.Error) {
 		if err != nil {
 			c.reply(req, err)
 			return
@@ -329,16 +410,19 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue) {
 	})
 }
 
-// deleteQueue answers DeleteQueue.
-func (c *Core) deleteQueue(req ReqID, m *wire.DeleteQueue) {
+// deleteQueue answers DeleteQueue. asked says that this node knows what a majority knows.
+func (c *Core) deleteQueue(req ReqID, m *wire.DeleteQueue, asked bool) {
 	old := c.catalog.live(m.Name)
 	if old == nil {
+		if c.sure(req, asked, func() { c.deleteQueue(req, m, true) }) {
+			return
+		}
 		c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Name))
 		return
 	}
 	e := *old
 	e.Deleted = e.Generation
-	c.changeCatalog(&e, func(err *wire.Error) {
+	c.changeCatalog(&e, func() { c.deleteQueue(req, m, asked) }, func(err *wire.Error) {
 		if err != nil {
 			c.reply(req, err)
 			return

@@ -69,7 +69,7 @@ func (c *Core) request(ev Request) {
 	case *wire.GetCatalog:
 		c.reply(ev.Req, &wire.Catalog{Version: c.catalog.version, Entries: c.catalog.all()})
 	case *wire.PutCatalog:
-		c.mergeCatalog(m.Entries, func() { c.reply(ev.Req, &wire.Done{}) })
+		c.putCatalog(ev.Req, m)
 	case *wire.GetRings:
 		c.reply(ev.Req, &wire.Rings{Tables: c.rings.from(m.From), Boots: c.boots()})
 	case *wire.RingPrepare:
@@ -89,9 +89,9 @@ func (c *Core) clientRequest(ev Request) bool {
 	case *wire.Settle:
 		c.settle(ev.Req, m)
 	case *wire.CreateQueue:
-		c.createQueue(ev.Req, m)
+		c.createQueue(ev.Req, m, false)
 	case *wire.DeleteQueue:
-		c.deleteQueue(ev.Req, m)
+		c.deleteQueue(ev.Req, m, false)
 	case *wire.ListQueues:
 		c.listQueues(ev.Req)
 	case *wire.DescribeQueue:

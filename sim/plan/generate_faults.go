@@ -148,6 +148,9 @@ var generators = []struct {
 			return Fault{Kind: Corrupt, On: a, To: b, For: d.time(500*millisecond, 5*second), Share: float64(d.from(1, 20)) / 200}
 		})
 	}},
+	{DeleteQueue, func(g *generator, d dice) {
+		g.times(d, 1, func() Fault { return Fault{Kind: DeleteQueue, For: d.time(4*second, 15*second)} })
+	}},
 	{AnswerLost, func(g *generator, d dice) {
 		g.times(d, 4, func() Fault {
 			return Fault{Kind: AnswerLost, On: d.one(append(g.producers(), g.consumers()...)), To: d.one(g.names), For: d.time(20*millisecond, 2*second)}

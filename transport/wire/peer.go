@@ -296,7 +296,8 @@ type Catalog struct {
 	Entries []QueueEntry
 }
 
-// PutCatalog gives catalog entries to a member. Answer: Done, once they are synced.
+// PutCatalog gives catalog entries to a member. Answer: Done, once they are synced, or
+// Catalog with those of which it knows that the generation that was given is over.
 type PutCatalog struct {
 	Version uint64
 	Entries []QueueEntry
