@@ -753,7 +753,8 @@ func (k *checker) converged(states map[*host]*wire.Inspected, ps []wire.Partitio
 					blocked = true
 					continue
 				}
-				return fmt.Errorf("%s says that %s is still moving to ring %d, with home replicas %s", h.name, k.w.names.partition(p), h.core.Table().Number, k.w.names.list(k.w.homeIDs(k.queueOf(p), p)))
+				// The queue may be one of which nobody was told that it is there.
+				return fmt.Errorf("%s says that %s is still moving to ring %d, with home replicas %s", h.name, k.w.names.partition(p), h.core.Table().Number, k.w.names.list(sets[len(sets)-1]))
 			}
 		}
 	}
