@@ -65,6 +65,7 @@ func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, wait uint
 	for _, run := range runs {
 		r := &retry{Retry: wire.Retry{
 			Group: f.id, Lane: d.receipt.Lane, Run: run, Attempt: attempt, Due: c.now.Wall + wait, Wait: wait, Cause: cause,
+			Term: d.receipt.Term, Serial: d.receipt.Serial,
 		}}
 		if spread {
 			r.key = retryKey(p.id, r.Retry)
@@ -173,6 +174,13 @@ func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 			}
 			continue
 		}
+		if until := f.copyHeld(r.Lane, r.Run); until > c.now.Mono { // one message, two positions
+			f.pop()
+			r.Wait = uint64((until-c.now.Mono)/Millisecond) + 1
+			r.Due = c.now.Wall + r.Wait
+			f.enqueue(r)
+			continue
+		}
 		if r.loaded == nil {
 			r.loaded = c.cache.get(p.id, r.Lane, r.Run.From)
 		}
@@ -200,6 +208,18 @@ func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 		return d, ok
 	}
 	return wire.Delivery{}, false
+}
+
+// copyHeld is until when somebody holds messages of a run at another position, at most;
+// 0: nobody does. What comes of them there counts here: done is done at both, and what is
+// given back waits there as well, and then the first to be handed out holds up the other.
+func (f *feed) copyHeld(l wire.Lane, run wire.Run) (until Instant) {
+	for _, other := range f.o.p.aliasesOf(l, run) {
+		for _, d := range deliveriesIn(f.lane(other.lane), other.run) {
+			until = max(until, d.until)
+		}
+	}
+	return until
 }
 
 // fetchRetry reads the batch of a retry from disk.

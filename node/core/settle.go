@@ -340,9 +340,11 @@ func (f *feed) reclaimable(receipt wire.Receipt, runs wire.Runs) wire.Runs {
 			}
 		}
 		for _, r := range f.waitingIn(receipt.Lane, run) {
-			// It was given back since; unless it was taken back, and nobody has it.
+			// What was given back, or a later delivery that has ended, is not claimed any more.
+			// What was only taken back is, and what ended before it was handed out in this way.
+			ended := wire.Receipt{Term: r.Term, Serial: r.Serial}
 			taken := r.Cause == wire.CauseConsumer || r.Cause == wire.CauseLease
-			if r.Attempt > receipt.Attempt || r.Attempt == receipt.Attempt && !taken {
+			if older(receipt, ended) || !older(ended, receipt) && !taken {
 				out.Remove(r.Run)
 			}
 		}

@@ -212,6 +212,8 @@ type Retry struct {
 	Due     uint64 // wall clock, milliseconds since 1970; orders the records
 	Wait    uint64 // milliseconds from the beginning: a clock that jumped delays no longer than that
 	Cause   Cause  // of the next delivery
+	Term    Term   // (Term, Serial) is the delivery that ended in it; zero: none has
+	Serial  uint64
 }
 
 // Watermark says that offsets of a lane below To may have been handed out to a
