@@ -138,6 +138,8 @@ func (c *Core) received(ev Received) {
 	switch m := ev.Msg.(type) {
 	case *wire.Beat:
 		c.onBeat(from, m)
+	case *wire.Remembered:
+		c.onRemembered(from, m)
 	case *wire.Rings:
 		c.onRings(m)
 	case *wire.Watermarks:

@@ -151,8 +151,11 @@ func (c *Core) connOpened(ev ConnOpened) {
 	}
 }
 
-// greet begins a conversation with a member.
+// greet begins a conversation with a member. What is remembered of it comes first here, too.
 func (c *Core) greet(p *peer) {
+	if len(p.commits) > 0 {
+		c.send(p.id, &wire.Remembered{Commits: p.commits})
+	}
 	c.send(p.id, c.myBeat())
 	c.send(p.id, &wire.Rings{Tables: c.rings.from(0), Boots: c.boots()})
 	for _, id := range sortedKeys(c.parts) {

@@ -24,9 +24,9 @@ type CommitNumber struct {
 	Commit uint64
 }
 
-// Remembered tells a node, first of all on every connection that it opens, the highest
-// commit number that the sender remembers of each of its last boots. A node that came
-// back with less is damaged (P12). Pushed, one-way.
+// Remembered tells a node, first of all on every connection between the two, whoever opens
+// it, the highest commit number that the sender remembers of each of its last boots. A node
+// that came back with less is damaged (P12). One-way; pushed to who opened the connection.
 type Remembered struct {
 	Commits []CommitNumber
 }
