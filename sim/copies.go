@@ -12,7 +12,7 @@ import (
 // misses the message alone, which takes the loss of the right disk besides.
 func (k *checker) freed(h *host, op *wire.Op) {
 	for _, b := range h.disk.lanes[diskLane{op.Partition, op.Lane}] {
-		if r := b.Run(); r.From < op.Run.From || op.Run.To < r.To {
+		if r := b.Run(); b.bad || r.From < op.Run.From || op.Run.To < r.To { // a bad one is no copy
 			continue
 		}
 		for i := range b.Count {
