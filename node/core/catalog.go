@@ -201,7 +201,8 @@ func (c *Core) noQueue(name string, version uint64) *wire.Error {
 	return wire.Errorf(wire.ErrNoQueue, "no such queue: %s", name)
 }
 
-// catalogReached runs the requests that waited for a version that is here.
+// catalogReached runs the requests that waited for a version that is here, and serves the
+// consumers that did.
 func (c *Core) catalogReached() {
 	var ready []*waiting
 	c.behind = slices.DeleteFunc(c.behind, func(w *waiting) bool {
@@ -214,6 +215,11 @@ func (c *Core) catalogReached() {
 	for _, w := range ready {
 		c.timers.stop(w.timer)
 		w.fn()
+	}
+	for _, id := range sortedKeys(c.parts) { // a consumer may have waited for this version
+		if o := c.parts[id].own; o != nil {
+			o.pump()
+		}
 	}
 }
 

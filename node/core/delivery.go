@@ -47,6 +47,7 @@ type sub struct {
 	to       queueGroup
 	credit   uint64 // messages that it may get in all
 	given    uint64 // messages that it got
+	version  uint64 // of the catalog that its client has seen: older generations are over for it
 	relay    bool
 	token    uint64 // of the relayed subscription at other nodes; 0: none
 	// from counts what came of the relayed subscription by each node, on its present
@@ -195,7 +196,7 @@ func (c *Core) subscribe(on ConnID, m *wire.Subscribe) {
 			}
 		}
 	}
-	s.credit = max(s.credit, m.Credit)
+	s.credit, s.version = max(s.credit, m.Credit), max(s.version, m.Catalog)
 	c.relay(s)
 	c.pumpQueue(s.to.queue)
 }
@@ -288,7 +289,7 @@ func (f *feed) pump() {
 		}
 		f.next %= len(subs)
 		s := subs[f.next]
-		if s.left() == 0 || alive && c.hung(s) {
+		if s.left() == 0 || alive && c.hung(s) || s.version > c.catalog.version {
 			idle++
 			f.next++
 			continue
