@@ -211,6 +211,9 @@ func (k *checker) expect(h *host, id core.ReqID, r *request) {
 		}
 		limit += second / 2
 	}
+	if _, ok := r.msg.(*wire.Join); ok {
+		limit = 15 * second // for which the joiner waits; a ring step may take some rounds
+	}
 	r.deadline = k.w.now + limit
 	r.members = len(h.core.Table().Members)
 	k.waiting[h] = append(k.waiting[h], waiting{id, r})

@@ -122,8 +122,11 @@ func (p *partition) groupState(g wire.GroupID) wire.GroupState {
 	set := p.group(g)
 	var open uint64
 	for _, id := range p.order {
-		open += p.lanes[id].held.Minus(set.runs(id)).Count()
-		s.Done += set.runs(id).Count()
+		l, done := p.lanes[id], set.runs(id)
+		open += l.held.Minus(done).Count()
+		// What this group has done and others have not, and which is on no disk any more (it was
+		// never confirmed), is not among the messages that there are.
+		s.Done += done.Minus(done.Minus(l.have()).Minus(p.doneByAll(id))).Count()
 	}
 	if p.own != nil && p.own.feeds[g] != nil {
 		f := p.own.feeds[g]
