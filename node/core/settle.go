@@ -224,6 +224,9 @@ func (f *feed) release(d *delivery, runs wire.Runs) {
 	for _, run := range runs {
 		f.unhand(d.receipt.Lane, run)
 		f.lane(d.receipt.Lane).released.Add(run)
+		for _, other := range f.o.p.aliasesOf(d.receipt.Lane, run) {
+			f.lane(other.lane).released.Add(other.run)
+		}
 	}
 }
 
