@@ -107,6 +107,7 @@ type handout struct {
 	owner      *host
 	term       wire.Term
 	attempt    uint32
+	serial     uint64 // of the delivery in its term
 	at         int64
 	until      int64           // while the lease surely runs by the owner's clock
 	resumed    map[int]resumed // by index of the node
@@ -438,13 +439,13 @@ func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o w
 	if c == nil || c.dead && !c.up[0] {
 		return
 	}
-	n := &handout{conn: c, owner: h, term: r.Term, attempt: r.Attempt, at: now, until: now + int64(d.Lease)*millisecond*95/100, resumed: map[int]resumed{}}
+	n := &handout{conn: c, owner: h, term: r.Term, attempt: r.Attempt, serial: r.Serial, at: now, until: now + int64(d.Lease)*millisecond*95/100, resumed: map[int]resumed{}}
 	if c.from.client != nil {
 		n.client = c.from
 	}
 	if relayed { // the lease runs from when the owner gave it to the relay
 		for _, x := range k.handed[g] {
-			if x.client == nil && x.term == r.Term && x.attempt == r.Attempt {
+			if x.client == nil && x.term == r.Term && x.serial == r.Serial {
 				n.via, n.until = x.conn, x.until
 			}
 		}
@@ -473,7 +474,7 @@ func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
 		if x.superseded || x.client == nil || x.conn.from.life != x.conn.life[0] {
 			continue
 		}
-		if top == nil || cmp.Or(top.term.Compare(x.term), cmp.Compare(top.attempt, x.attempt)) <= 0 {
+		if top == nil || cmp.Or(top.term.Compare(x.term), cmp.Compare(top.serial, x.serial)) <= 0 {
 			top = x
 		}
 	}
@@ -522,13 +523,13 @@ func (k *checker) ended(c *consumer, h *holding) { k.remove(c, h) }
 func (k *checker) remove(c *consumer, h *holding) {
 	g := groupKey{h.receipt.Group, h.key}
 	k.handed[g] = slices.DeleteFunc(k.handed[g], func(x *handout) bool {
-		return x.client == c.h && x.term == h.receipt.Term && x.attempt == h.receipt.Attempt
+		return x.client == c.h && x.term == h.receipt.Term && x.serial == h.receipt.Serial
 	})
 }
 
 func (k *checker) extended(c *consumer, h *holding) {
 	for _, x := range k.handed[groupKey{h.receipt.Group, h.key}] {
-		if x.client == c.h && x.term == h.receipt.Term && x.attempt == h.receipt.Attempt {
+		if x.client == c.h && x.term == h.receipt.Term && x.serial == h.receipt.Serial {
 			x.until = max(x.until, k.w.now+(h.until-k.w.now)*95/100)
 		}
 	}
@@ -558,7 +559,7 @@ func (k *checker) requested(h *host, id core.ConnID, msg wire.Message) {
 		for _, run := range m.Held[i].Runs {
 			for o := run.From; o < run.To; o++ {
 				for _, x := range k.handed[groupKey{r.Group, msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}}] {
-					if x.client == c.from && x.term == r.Term && x.attempt == r.Attempt {
+					if x.client == c.from && x.term == r.Term && x.serial == r.Serial {
 						x.resumed[h.index] = resumed{c, k.resumes[at], k.w.now + int64(m.Held[i].Left)*millisecond*95/100}
 					}
 				}
