@@ -97,6 +97,9 @@ type resumed struct {
 	conn   *conn
 	number int
 	until  int64 // as long as the consumer said that it has it, by a clock that may run wrong
+	// term is that in which the node owned the partition then, whose table took it in: with
+	// another term it is gone. Zero: it did not own it, and keeps it for when it does.
+	term wire.Term
 }
 
 // handout is one message in the hands of one consumer, as far as that is true.
@@ -483,7 +486,7 @@ func (k *checker) alone(h *host, to *conn, r *wire.Receipt, g groupKey) {
 	}
 	same := top.term == r.Term && !top.conn.dead && top.conn.up[0] && top.conn.up[1] && (top.via == nil || !top.via.dead)
 	back := false
-	if x := top.resumed[h.index]; x.conn != nil && k.w.now < x.until && x.number == k.resumes[resumeKey{h.index, top.client.index, r.Partition}] {
+	if x := top.resumed[h.index]; x.conn != nil && k.w.now < x.until && (x.term == wire.Term{} || x.term == r.Term) && x.number == k.resumes[resumeKey{h.index, top.client.index, r.Partition}] {
 		back = !x.conn.dead && x.conn.up[0] && x.conn.up[1] && h.in[x.conn.id] == x.conn
 	}
 	kept := k.keptByHandover(h, top, r)
@@ -549,6 +552,10 @@ func (k *checker) requested(h *host, id core.ConnID, msg wire.Message) {
 	}
 	c := h.in[id]
 	told := map[wire.PartitionID]bool{}
+	owned := map[wire.PartitionID]wire.Term{}
+	for _, o := range h.core.Ownerships() {
+		owned[o.Partition] = o.Term
+	}
 	for i := range m.Held {
 		r := &m.Held[i].Receipt
 		at := resumeKey{h.index, c.from.index, r.Partition}
@@ -560,7 +567,7 @@ func (k *checker) requested(h *host, id core.ConnID, msg wire.Message) {
 			for o := run.From; o < run.To; o++ {
 				for _, x := range k.handed[groupKey{r.Group, msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}}] {
 					if x.client == c.from && x.term == r.Term && x.serial == r.Serial {
-						x.resumed[h.index] = resumed{c, k.resumes[at], k.w.now + int64(m.Held[i].Left)*millisecond*95/100}
+						x.resumed[h.index] = resumed{c, k.resumes[at], k.w.now + int64(m.Held[i].Left)*millisecond*95/100, owned[r.Partition]}
 					}
 				}
 			}
