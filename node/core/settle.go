@@ -259,7 +259,9 @@ func (c *Core) onResume(on ConnID, m *wire.Resume) {
 		}
 		if p.own != nil && p.own.phase >= grace {
 			p.own.resume(s, m.Consumer, byID[id])
-			continue
+			if p.own.valid() {
+				continue
+			} // else it may be the owner again in another term, and begin another table
 		}
 		p.resumes = slices.DeleteFunc(p.resumes, func(r heldResume) bool {
 			return r.consumer == m.Consumer && r.sub == s || c.now.Mono-r.at > 10*Second
