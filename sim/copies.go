@@ -29,6 +29,24 @@ func (k *checker) freed(h *host, op *wire.Op) {
 	}
 }
 
+// returned is called when a node boots. Its disk may have lost that the node let go: what
+// is there again, is a copy again.
+func (k *checker) returned(h *host) {
+	for _, lane := range h.disk.laneKeys() {
+		for i := range h.disk.lanes[lane] {
+			b := &h.disk.lanes[lane][i]
+			if b.gone() || b.bad {
+				continue
+			}
+			for j := range b.Count {
+				if m := key(&b.Batch, j); k.synced[m]>>h.place&1 == 1 {
+					k.let[m] &^= 1 << h.place
+				}
+			}
+		}
+	}
+}
+
 // has tells whether a message of a batch is on the disk at another position too.
 func (d *disk) has(b *wire.Batch, i uint32) bool {
 	for _, k := range d.laneKeys() {

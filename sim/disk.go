@@ -337,6 +337,7 @@ func (d *disk) recover() core.Recovered {
 	d.reopen(func(k diskLane, b *diskBatch) bool {
 		return w.luck(luckDisk, d.h.key, uint64(b.Base), k.lane.Epoch)%3 == 0 // its segment still has life
 	})
+	w.check.returned(d.h)
 	r := core.Recovered{Commit: d.commit, DamagedAll: d.damaged, Damaged: slices.Clone(d.where)}
 	for _, k := range d.keys() {
 		if !d.rotten[k] || core.LazyPrefix[0] == k[0] {
