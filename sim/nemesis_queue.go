@@ -76,6 +76,7 @@ func (o *ownQueue) fill(q *queue) {
 func (o *ownQueue) delete() {
 	r := o.r
 	r.check.leaving(o.q)
+	r.deleting = append(r.deleting, o.name)
 	o.admin.ask(&wire.DeleteQueue{Name: o.name}, func(answer wire.Message) bool {
 		switch m := answer.(type) {
 		case *wire.Done:
@@ -86,6 +87,7 @@ func (o *ownQueue) delete() {
 		default:
 			return false
 		}
+		r.deleting = slices.DeleteFunc(r.deleting, func(name string) bool { return name == o.name })
 		r.reach("queue-deleted")
 		r.tell(history.Event{Kind: history.Purged, Who: o.name, Queue: o.name})
 		o.consumer.crash(-1)

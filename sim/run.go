@@ -77,6 +77,7 @@ type runner struct {
 	plan      *plan.Plan
 	byName    map[string]*host // nodes and clients of the plan
 	admin     *admin
+	deleting  []string // queues whose deletion is asked for and not confirmed
 	producers []producing
 	consumers []consuming
 	byClient  map[string]any // producing or consuming
@@ -340,7 +341,7 @@ func (r *runner) settle() {
 				return false
 			}
 		}
-		return len(r.check.unacked()) == 0
+		return len(r.deleting) == 0 && len(r.check.unacked()) == 0
 	}
 	if r.until(settlingLimit, 250*millisecond, quiet) {
 		r.tell(history.Event{Kind: history.Drained})
@@ -351,6 +352,10 @@ func (r *runner) settle() {
 			r.fail("P6", about, "%s cannot get %s confirmed for %d s after all has healed", p.machine().name, what, settlingLimit/second)
 			return
 		}
+	}
+	if len(r.deleting) > 0 {
+		r.fail("P11", msgKey{}, "the deletion of %s is not confirmed %d s after all has healed", r.deleting[0], settlingLimit/second)
+		return
 	}
 	r.check.delivered()
 }
