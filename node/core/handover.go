@@ -122,7 +122,7 @@ func (c *Core) onRelease(req ReqID, m *wire.Release) {
 		c.reply(req, wire.ErrNoQueue)
 		return
 	}
-	if p.grant.term == m.Term && p.grant.until != Never {
+	if (p.grant.term == m.Term || c.planted(bugTermlessRelease)) && p.grant.until != Never {
 		p.grant = grant{}
 		if m.To == c.self && p.promised == m.Term {
 			p.takeOver(m)
