@@ -434,3 +434,32 @@ func TestOlderCopy(t *testing.T) {
 		t.Errorf("commit %d after %d", next, n)
 	}
 }
+
+// TestKilledWhileMended: a batch of which some offsets were freed is committed again, and the process is killed
+// within. The group is left out; the batch that was there before it is not.
+func TestKilledWhileMended(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	var left string
+	s, _ := mustOpen(t, Options{Dir: dir, ScrubRate: -1, cut: func(label string) {
+		if label == "before meta commit" {
+			left = copyDir(t, dir) // the last time: within the second commit
+		}
+	}})
+	a, b, c := testBatch(5, laneA, 0, 4, 3000), testBatch(5, laneA, 4, 4, 3000), testBatch(5, laneA, 8, 4, 3000)
+	n := mustCommit(t, s, batchOp(a), batchOp(b), putOp("k", []byte("1")))
+	mustCommit(t, s, freeOp(5, laneA, 0, 2))
+	mustCommit(t, s, batchOp(a), batchOp(c), putOp("k", []byte("2")))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time by its summary
+		s, rec := mustOpen(t, Options{Dir: left, ScrubRate: -1})
+		if rec.DamagedAll || rec.Commit < n || len(rec.Records) != 1 || string(rec.Records[0].Value) != "1" {
+			t.Errorf("recovered %+v after commit %d", rec, n)
+		}
+		wantBatches(t, s, 5, laneA, all, 1<<20, a, b)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -242,11 +242,11 @@ func (m *segments) closeAll() {
 }
 
 // eachKey calls f for all batches of db in key order, without reading them. It
-// stops at the first error.
-func eachKey(db *badger.DB, f func(ref sizedRef, version uint64) error) error {
+// stops at the first error. With versions f is called for each version of a batch, newest first.
+func eachKey(db *badger.DB, versions bool, f func(ref sizedRef, version uint64) error) error {
 	txn := db.NewTransaction(false)
 	defer txn.Discard()
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{keyBatch}})
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{keyBatch}, AllVersions: versions})
 	defer it.Close()
 	for it.Rewind(); it.Valid(); it.Next() {
 		item := it.Item()
@@ -289,13 +289,16 @@ func lastGroup(db *badger.DB, key []byte) (g groupRecord, version uint64, err er
 }
 
 // summarise reads the keys of db. Versions from `undone` up to but not including
-// `undoneEnd` are left out: they are of a group that was never completed.
+// `undoneEnd` are left out: they are of a group that was never completed. What such a
+// group wrote again, because it had been freed in part or found damaged, is there if it was before.
 func summarise(id uint64, db *badger.DB, undone, undoneEnd uint64) (*summary, error) {
 	s := &summary{segment: id}
-	err := eachKey(db, func(r sizedRef, version uint64) error {
-		if version >= undone && version < undoneEnd {
+	var last wire.BatchRef // each batch has a key of its own
+	err := eachKey(db, undone < undoneEnd, func(r sizedRef, version uint64) error {
+		if version >= undone && version < undoneEnd || s.batches > 0 && r.BatchRef == last {
 			return nil
 		}
+		last = r.BatchRef
 		s.batches++
 		s.refs = coalesce(s.refs, r)
 		return nil
