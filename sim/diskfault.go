@@ -21,16 +21,63 @@ func (h *host) powerCut() bool {
 	if !h.running || h.w.disks.interval && !h.w.mayLose(h) {
 		return false
 	}
+	behind := h.disk.behind()
 	h.endBy(unpowered, 0)
+	h.disk.hollow(behind)
 	return true
 }
 
-// torn ends the process of h and tears the last group that it confirmed; the store knows.
+// behind are the batches that may not be fsynced yet, each as written as those before it.
+func (d *disk) behind() (out []wire.Batch) {
+	if !d.h.w.disks.interval {
+		return nil
+	}
+	add := func(ops []wire.Op) {
+		for i := range ops {
+			if ops[i].Kind == wire.OpBatch {
+				out = append(out, ops[i].Batch)
+			}
+		}
+	}
+	for _, g := range d.log[d.synced:] {
+		add(g.ops)
+	}
+	for _, p := range d.syncing {
+		add(p.Ops)
+	}
+	return out
+}
+
+// hollow makes some of what is left of these batches bad: keys and bodies are in different files, and
+// of those the bodies were not written back.
+func (d *disk) hollow(behind []wire.Batch) {
+	some := false
+	for i := range behind {
+		k := diskLane{behind[i].Partition, behind[i].Lane}
+		for j := range d.lanes[k] {
+			b := &d.lanes[k][j]
+			if b.Base != behind[i].Base || b.bad || d.h.w.luck(luckDisk, d.h.key, 30, d.wounds<<16|uint64(i))%4 > 0 {
+				continue
+			}
+			b.bad, some = true, true
+			d.h.w.check.lost(d.h, &b.Batch)
+			if d.h.w.tracing {
+				d.h.w.tracef("%s damaged %s", d.h.name, d.h.w.names.batch(&b.Batch))
+			}
+		}
+	}
+	if some {
+		d.wound()
+		d.rebase()
+	}
+}
+
+// torn ends the process of h and tears the log of some of the last groups that it confirmed; the store knows.
 func (h *host) torn() bool {
 	if !h.running || len(h.disk.log) == 0 || !h.w.mayLose(h) {
 		return false
 	}
-	h.endBy(torn, 0)
+	h.endBy(torn, int(1+h.w.luck(luckDisk, h.key, 29, h.disk.wounds)%3))
 	return true
 }
 

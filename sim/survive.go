@@ -17,8 +17,8 @@ const (
 	// nothing (it may be torn; the store then leaves it out). Where fsyncs are behind
 	// (sync: interval) the files were written back on their own, each up to some point.
 	unpowered
-	// torn is a group that was confirmed and is torn nevertheless: a disk that lies. The
-	// watermark tells that it is missing.
+	// torn is a log whose end was confirmed and is gone nevertheless: a disk that lies, or a bit
+	// that flipped in the log, which ends what is read of it. The watermark tells that it is missing.
 	torn
 	// forgetful is a disk that loses the end of what was fsynced, the watermark with it:
 	// nothing in the store tells (a flipped bit in a log ends what is read of it).
@@ -40,7 +40,7 @@ type survivor struct {
 }
 
 // survivors are all states that a store may be found in. lose is how many groups a
-// forgetful disk loses. The first is always one that keeps no more than was confirmed.
+// forgetful disk or a torn log loses. The first is always one that keeps no more than was confirmed.
 func survivors(e demise, at ended, log []diskGroup, lose int) []survivor {
 	whole := func(from, to int, told bool) (out []survivor) {
 		for n := from; n <= to; n++ {
@@ -67,14 +67,31 @@ func survivors(e demise, at ended, log []diskGroup, lose int) []survivor {
 		if n == 0 {
 			return whole(0, 0, false)
 		}
-		out := whole(n-1, n-1, true)
-		if records, batches := log[n-1].parts(); records && batches { // they are in different files
-			out = append(out, survivor{n, n - 1, true})
+		l := min(max(1, lose), n)
+		out := whole(n-l, n-l, true)
+		if records, batches := log[n-1].parts(); l > 1 || records && batches { // they are in different files
+			out = append(out, survivor{n, n - l, true})
+		}
+		if l > 1 {
+			out = append(out, survivor{n - l, withoutRecords(log, n-l), true})
 		}
 		return out
 	default:
 		return whole(max(0, at.confirmed-lose), max(0, at.confirmed-lose), false)
 	}
+}
+
+// withoutRecords is of how many groups the batches are there if the records end after so many: of the last
+// group that has batches they are left out where it has records, too.
+func withoutRecords(log []diskGroup, records int) int {
+	for i := len(log) - 1; i >= records; i-- {
+		if r, b := log[i].parts(); r && b {
+			return i
+		} else if b {
+			break
+		}
+	}
+	return len(log)
 }
 
 // parts tells what a group has written.
