@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -61,7 +60,7 @@ It never touches nodes, disks, networks or queues of others.
 
 Exit code 0: all promises were kept; 1: one was broken, or the run was not possible;
 2: wrong usage.`,
-		Example: `  meshq chaos --list                              # the scenarios
+		Example: `  meshq chaos --list                              # the scenarios and the faults
   meshq chaos --scenario S05 --report s05.html    # a partition in halves
   meshq chaos --random --seed 7 --duration 10m    # all that is possible, in rounds
   meshq chaos --server 10.0.0.1:7700              # clients that misbehave, on your mesh`,
@@ -83,7 +82,7 @@ Exit code 0: all promises were kept; 1: one was broken, or the run was not possi
 	f.BoolVar(&s.keep, "keep", false, "keep the directory of the run, with data, logs and history")
 	f.StringVar(&s.report, "report", "", "write a page with a picture of the run to a `file`; of several runs, of the first that broke a promise, else of the last")
 	f.BoolVar(&s.json, "json", false, "print one JSON object for each run")
-	f.BoolVar(&s.list, "list", false, "list the scenarios, and which can be run here")
+	f.BoolVar(&s.list, "list", false, "list the scenarios and the kinds of faults, and which are possible here")
 	s.mesh.flags(cmd)
 	if server := f.Lookup("server"); server != nil {
 		server.Usage = "any nodes of a mesh that runs already (`host:port,...`): see above"
@@ -133,6 +132,9 @@ func (s *chaosSettings) check(cmd *cobra.Command) error {
 	case len(modes) > 1:
 		return usage(hint, "chaos: %s do not go together", strings.Join(modes, " and "))
 	}
+	if f.Changed("scenario") && len(s.scenarios) == 0 || f.Changed("plan") && s.plan == "" {
+		return usage(hint, "chaos: %s is empty", modes[0])
+	}
 	for flag, mode := range map[string]string{"nodes": "--random", "replicas": "--random", "write-quorum": "--random"} {
 		if f.Changed(flag) && !slices.Contains(modes, mode) {
 			return usage("scenarios and plans say this themselves", "chaos: --%s goes with %s", flag, mode)
@@ -168,17 +170,36 @@ func (s *chaosSettings) options(a *app, shown *chaosProgress) (chaos.Options, er
 		return chaos.Options{}, failed(fmt.Errorf("chaos: %w", err), "")
 	}
 	o := chaos.Options{Binary: self, Network: chaos.Network(s.network.value), Disks: s.disks.value == "own", Keep: s.keep, Dir: s.data, Say: shown.say, Status: shown.status}
-	can := runtime.GOOS == "linux" && os.Geteuid() == 0
 	if s.network.value == "auto" {
 		o.Network = chaos.Loopback
-		if can {
+		if chaos.CanSwitch() == nil {
 			o.Network = chaos.Switched
 		}
 	}
 	if s.disks.value == "auto" {
-		o.Disks = can
+		o.Disks = chaos.CanMount() == nil
 	}
 	return o, nil
+}
+
+// reserve finds out before a run whether its page can be written. discard removes what
+// is still empty then.
+func (s *chaosSettings) reserve() (discard func(), err error) {
+	if s.report == "" {
+		return func() {}, nil
+	}
+	f, err := os.OpenFile(s.report, os.O_CREATE|os.O_WRONLY, 0o666)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return nil, failed(fmt.Errorf("chaos: report: %w", err), "")
+	}
+	return func() {
+		if info, err := os.Stat(s.report); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
+			_ = os.Remove(s.report)
+		}
+	}, nil
 }
 
 func (a *app) chaos(cmd *cobra.Command, s *chaosSettings) error {
@@ -191,6 +212,11 @@ func (a *app) chaos(cmd *cobra.Command, s *chaosSettings) error {
 	if err != nil {
 		return err
 	}
+	discard, err := s.reserve()
+	if err != nil {
+		return err
+	}
+	defer discard()
 	r := &chaosRuns{app: a, settings: s, options: o, kinds: map[plan.Kind]bool{}}
 	switch ctx := cmd.Context(); {
 	case s.list:
@@ -449,10 +475,51 @@ func (r *chaosRuns) list() error {
 		}
 		t.row(p.Name, here, info.Title, info.Holds)
 	}
+	if !r.settings.json {
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	return r.listFaults()
+}
+
+// listFaults prints the kinds of faults of real processes.
+func (r *chaosRuns) listFaults() error {
+	t := newTable(r.app.out, "FAULT", "HERE", "WHAT IT DOES")
+	all, possible := 0, 0
+	for _, k := range plan.Kinds {
+		if k.Where&plan.InReal == 0 {
+			continue
+		}
+		all++
+		here, why := "yes", ""
+		if err := r.options.Can(k.Kind); err != nil {
+			here, why = "no", strings.TrimPrefix(err.Error(), string(k.Kind)+": ")
+		} else {
+			possible++
+		}
+		if r.settings.json {
+			if err := r.app.printJSON(struct {
+				Fault  plan.Kind `json:"fault"`
+				About  string    `json:"about"`
+				Here   bool      `json:"here"`
+				Reason string    `json:"reason,omitempty"`
+			}{k.Kind, k.About, why == "", why}); err != nil {
+				return err
+			}
+			continue
+		}
+		t.row(k.Kind, here, k.About)
+	}
 	if r.settings.json {
 		return nil
 	}
-	return t.flush()
+	fmt.Fprintln(r.app.out)
+	if err := t.flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(r.app.out, "\n%d kinds of faults on real processes, %d of them possible here\n", all, possible)
+	return err
 }
 
 // randomly runs random plans.
@@ -503,6 +570,8 @@ func (r *chaosRuns) explain(err error) error {
 		return nil
 	case errors.As(err, &missing):
 		return failed(fmt.Errorf("chaos: %w", err), missing.Hint)
+	case errors.Is(err, chaos.ErrNoDir):
+		return failed(fmt.Errorf("chaos: %w", bare(err, "chaos")), "--data names the directory in which those of runs are made")
 	case errors.Is(err, context.Canceled):
 		return failed(errors.New("chaos: interrupted before there was anything to see"), "")
 	}

@@ -10,14 +10,30 @@ import (
 	"time"
 )
 
-// Ctrl-C stops the load, says what was seen, and leaves nothing.
+// Ctrl-C ends a run, whatever it is at, says what was seen, and leaves nothing.
 func TestChaosInterrupted(t *testing.T) {
 	if testing.Short() {
-		t.Skip("not with -short: starts a mesh of processes")
+		t.Skip("not with -short: starts meshes of processes")
 	}
+	for _, when := range []struct {
+		name, line string // Ctrl-C follows a line with that
+		length     string
+		seen       bool // there is something to report
+	}{
+		{"as nodes start", "the mesh starts", "1h", false},
+		{"under faults", "pause b", "1h", true},
+		{"as the load ends", "the load ends", "2s", true},
+		{"as all heals", "healed", "2s", true},
+		{"as nothing is left", "drained", "2s", true},
+	} {
+		t.Run(when.name, func(t *testing.T) { interrupted(t, when.line, when.length, when.seen) })
+	}
+}
+
+func interrupted(t *testing.T, line, length string, seen bool) {
 	dir := t.TempDir()
-	const plan = `{
-		"version": 1, "name": "interrupted", "seed": 1, "length": "1h",
+	plan := `{
+		"version": 1, "name": "interrupted", "seed": 1, "length": "` + length + `",
 		"mesh": {"nodes": [{"name": "a"}, {"name": "b"}, {"name": "c"}]},
 		"queues": [{"name": "q"}],
 		"producers": [{"name": "p", "queue": "q"}],
@@ -45,7 +61,7 @@ func TestChaosInterrupted(t *testing.T) {
 	var lines []string
 	for s := bufio.NewScanner(said); s.Scan(); {
 		lines = append(lines, s.Text())
-		if strings.Contains(s.Text(), "pause b") {
+		if strings.Contains(s.Text(), line) {
 			if err := cmd.Process.Signal(os.Interrupt); err != nil {
 				t.Fatal(err)
 			}
@@ -56,7 +72,7 @@ func TestChaosInterrupted(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != exitFailed || !strings.Contains(text, "meshq: chaos: interrupted") {
 		t.Errorf("exit code %d, and it says:\n%s", code, text)
 	}
-	if !strings.HasPrefix(out.String(), "STOPPED interrupted: ") {
+	if strings.HasPrefix(out.String(), "STOPPED interrupted: ") != seen {
 		t.Errorf("the verdict is:\n%s", out.String())
 	}
 	if left, err := os.ReadDir(dir + "/runs"); err != nil || len(left) > 0 {
@@ -65,7 +81,8 @@ func TestChaosInterrupted(t *testing.T) {
 	for _, process := range processesWith(t, dir) {
 		t.Errorf("still there: %s", process)
 	}
-	if page, err := os.ReadFile(dir + "/page.html"); err != nil || !bytes.Contains(page, []byte("interrupted")) {
+	page, err := os.ReadFile(dir + "/page.html")
+	if seen && (err != nil || !bytes.Contains(page, []byte("interrupted"))) || !seen && !os.IsNotExist(err) {
 		t.Errorf("a page of %d bytes, %v", len(page), err)
 	}
 }

@@ -16,6 +16,13 @@ var (
 	needSignals = []plan.Kind{plan.Pause, plan.SlowNode, plan.Twin, plan.Rollback, plan.Amnesia}
 )
 
+// CanSwitch is nil when this user of this machine can have a network of the kind Switched,
+// else a *MissingError.
+func CanSwitch() error { return checkSwitched() }
+
+// CanMount says the same of Config.Disks.
+func CanMount() error { return checkDisks() }
+
 // Can is nil when a kind of fault can be brought about in this mesh, else a *CannotError.
 func (m *Mesh) Can(kind plan.Kind) error { return m.config.Can(kind) }
 

@@ -43,10 +43,13 @@ const (
 	madeFreeze  = "freeze" // of a file system: who writes to it does not even die
 )
 
+// ErrNoDir means that no directory can be made for a run.
+var ErrNoDir = errors.New("no directory for the run")
+
 func newRun(in string) (*run, error) {
 	dir, err := os.MkdirTemp(in, runPrefix)
 	if err != nil {
-		return nil, fmt.Errorf("chaos: %w", err)
+		return nil, fmt.Errorf("chaos: %w: %w", ErrNoDir, err)
 	}
 	r := &run{dir: dir, random: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), uint64(os.Getpid())))}
 	r.manifest, err = os.OpenFile(filepath.Join(dir, manifestName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)

@@ -62,6 +62,12 @@ func (o *Options) config(p *plan.Plan) Config {
 	return c
 }
 
+// Can says whether a kind of fault can be brought about with these options.
+func (o *Options) Can(kind plan.Kind) error {
+	c := o.config(&plan.Plan{})
+	return c.Can(kind)
+}
+
 // Result is what came of a plan.
 type Result struct {
 	Plan    *plan.Plan

@@ -81,6 +81,9 @@ func (s *stage) startAll(ctx context.Context, p *plan.Plan) error {
 		if spec.Joins > 0 {
 			continue
 		}
+		if running == 0 {
+			s.opts.say("the mesh starts")
+		}
 		s.opts.status("starting %s", spec.Name)
 		n, err := s.add(spec)
 		if err != nil {
