@@ -463,3 +463,33 @@ func TestKilledWhileMended(t *testing.T) {
 		}
 	}
 }
+
+// TestTornValueLog: what is torn of a value log is damage of the batches in it, and costs no others.
+func TestTornValueLog(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	s, _ := mustOpen(t, Options{Dir: dir, ScrubRate: -1})
+	a, b := testBatch(5, laneA, 0, 4, 3000), testBatch(5, laneA, 4, 4, 3000)
+	mustCommit(t, s, batchOp(a))
+	before := copyDir(t, dir)
+	mustCommit(t, s, batchOp(b))
+	left := copyDir(t, dir)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files(t, before) {
+		if strings.HasPrefix(name, "segments/00000001/") && filepath.Ext(name) == ".vlog" {
+			if err := os.Rename(filepath.Join(before, name), filepath.Join(left, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s, rec := mustOpen(t, Options{Dir: left, ScrubRate: -1})
+	defer func() { _ = s.Close() }()
+	if rec.DamagedAll || len(rec.Refs) != 1 || rec.Refs[0].Count != 8 {
+		t.Errorf("recovered %+v", rec)
+	}
+	got, damaged, err := s.Read(5, laneA, all, 1<<20)
+	if err != nil || len(got) != 1 || got[0].Base != 0 || !damaged.Equal(wire.Runs{b.Run()}) {
+		t.Errorf("read %d batches, damaged %v, %v", len(got), damaged, err)
+	}
+}

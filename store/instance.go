@@ -58,10 +58,11 @@ func (l *badgerLog) failed() error {
 }
 
 // How Badger is set; research behind it was measured. Batches are always in the value log (a batch
-// is at least its header); records are always in the tree.
+// is at least its header); records are always in the tree. So is the record of the last group of a segment:
+// in the value log it could be torn while its key is whole, and the segment would not open.
 const (
 	memTableBytes  = 8 << 20
-	dataThreshold  = 64
+	dataThreshold  = 96
 	metaThreshold  = 1 << 20 // of MaxValueBytes and its checksum
 	metaVlogBytes  = 16 << 20
 	metaCacheBytes = 8 << 20
