@@ -474,10 +474,7 @@ func TestOpenAgrees(t *testing.T) {
 	}
 	x.close()
 	p, fake := takePicture(t, dir), x.fake
-	names := slices.Sorted(maps.Keys(p))
-	for _, folder := range []string{"meta", "segments/00000001"} {
-		names = append(names, folder)
-	}
+	names := append(slices.Sorted(maps.Keys(p)), "meta", "segments/00000001")
 	identities := []string{"identity", "identity.copy"}
 	r := rand.New(rand.NewPCG(1, 1))
 	for _, name := range append(names, "identity and identity.copy") {
