@@ -25,7 +25,6 @@ type ask struct {
 	holdUntil Instant
 	pinned    bool // a node said that it has too much: wait
 	over      bool
-	doubts    int   // nodes that do not know the queue
 	err       error // of the last try
 }
 
@@ -69,10 +68,11 @@ func (c *Core) drive(now Instant, a *ask) {
 	} else {
 		l = c.anyLink(now, a.tried)
 		if l == nil {
-			if len(a.tried) > 0 && a.pending == 0 && a.doubts == 0 { // all have been asked
+			if len(a.tried) > 0 && a.pending == 0 { // all have been asked: others may know better
 				a.round++
 				clear(a.tried)
 				c.holdAsk(now, a)
+				c.widen(now)
 			}
 			c.reach(now)
 			return
@@ -155,9 +155,6 @@ func (c *Core) tried(now Instant, a *ask, msg wire.Message) {
 		return
 	}
 	a.err = e
-	if e.Code == wire.CodeNoQueue && c.doubt(now, a) {
-		return
-	}
 	if !e.Retryable() {
 		c.finish(now, a, nil, e)
 		return
@@ -177,31 +174,6 @@ func (c *Core) tried(now Instant, a *ask, msg wire.Message) {
 	}
 	a.patientTo = now
 	c.drive(now, a)
-}
-
-// doubt asks another node about a queue that one does not know: it may be behind, but a
-// queue that was confirmed is known to a majority.
-func (c *Core) doubt(now Instant, a *ask) bool {
-	if _, ok := a.msg.(*wire.DescribeQueue); !ok || a.node != 0 || c.mesh == nil || c.config.Via {
-		return false
-	}
-	members := c.mesh.Table.Members
-	if a.doubts++; a.doubts > len(members)/2 {
-		return false
-	}
-	if a.doubts == 1 {
-		c.at(now.Add(doubtFor), func(now Instant) {
-			if !a.over {
-				c.finish(now, a, nil, wire.ErrNoQueue)
-			}
-		})
-	}
-	for i := range min(len(members), 8) {
-		c.want(now, c.linkAt(members[i].Address))
-	}
-	a.patientTo = now
-	c.drive(now, a)
-	return true
 }
 
 func (c *Core) finish(now Instant, a *ask, msg wire.Message, err error) {

@@ -26,7 +26,6 @@ const (
 	patience       = time.Second            // for one batch, on a link that does talk
 	probeAfter     = 100 * time.Millisecond // without an answer: is the link alive?
 	askPatience    = 2 * time.Second        // for one try of an Ask
-	doubtFor       = time.Second            // to look for a node that knows a queue
 	nodeTimeout    = 5 * time.Second        // what a node may take for one try of a batch
 	avoidSilent    = 2 * time.Second        // how long a silent link is passed by, unless it talks
 	avoidNotReady  = 250 * time.Millisecond

@@ -101,6 +101,11 @@ func (c *Core) reach(now Instant) {
 			return
 		}
 	}
+	c.widen(now)
+}
+
+// widen connects to servers and to some members of the mesh.
+func (c *Core) widen(now Instant) {
 	for _, addr := range c.config.Servers {
 		c.want(now, c.linkAt(addr))
 	}

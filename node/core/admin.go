@@ -16,23 +16,17 @@ func (c *Core) listQueues(req ReqID) {
 	c.reply(req, m)
 }
 
-func (c *Core) describeQueue(req ReqID, m *wire.DescribeQueue) {
-	version := m.Catalog
-	if c.catalog.live(m.Name) == nil {
-		// It may have been created just now: ask the others before saying no.
-		for _, id := range c.others() {
-			if p := c.peer(id); p.up {
-				version = max(version, p.beat.Catalog)
-			}
-		}
-	}
-	c.whenCatalog(version, func() {
-		e := c.catalog.live(m.Name)
-		if e == nil {
-			c.reply(req, c.noQueue(m.Name, version))
+// describeQueue answers DescribeQueue. asked says that this node knows what a majority knows:
+// the queue may have been created just now.
+func (c *Core) describeQueue(req ReqID, m *wire.DescribeQueue, asked bool) {
+	c.whenCatalog(m.Catalog, func() {
+		if e := c.catalog.live(m.Name); e != nil {
+			c.reply(req, &wire.QueueInfo{Entry: *e, Catalog: c.catalog.version})
 			return
 		}
-		c.reply(req, &wire.QueueInfo{Entry: *e, Catalog: c.catalog.version})
+		if !c.sure(req, asked, func() { c.describeQueue(req, m, true) }) {
+			c.reply(req, c.noQueue(m.Name, m.Catalog))
+		}
 	})
 }
 

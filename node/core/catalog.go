@@ -278,7 +278,11 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *
 		done(wire.QuorumError(have, want))
 	})
 	entry := []wire.QueueEntry{*e}
-	c.mergeCatalog(entry, held)
+	kept := held
+	if !c.member() { // it counts not among them
+		kept = nil
+	}
+	c.mergeCatalog(entry, kept)
 	for _, m := range members {
 		if m.ID == c.self || !c.peer(m.ID).up {
 			continue
@@ -301,34 +305,44 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *
 // learnCatalog brings in what a majority of the members knows, and with it all that is
 // confirmed. then(false): they did not answer in time.
 func (c *Core) learnCatalog(then func(known bool)) {
+	if c.rings.current == nil {
+		then(false)
+		return
+	}
 	members := c.rings.current.Table().Members
-	want, have, over := len(members)/2+1, 1, false
-	end := func(known bool) {
-		if !over {
-			over = true
-			then(known)
+	var asked []ring.NodeID
+	have := 0
+	for _, m := range members {
+		switch {
+		case m.ID == c.self:
+			have++
+		case c.peer(m.ID).up:
+			asked = append(asked, m.ID)
 		}
 	}
-	deadline := c.after(callTimeout, func() { end(false) })
-	for _, m := range members {
-		if m.ID == c.self || !c.peer(m.ID).up {
-			continue
-		}
-		c.call(m.ID, &wire.GetCatalog{}, callTimeout, func(msg wire.Message) {
+	want := len(members)/2 + 1
+	if have >= want || have+len(asked) < want {
+		then(have >= want)
+		return
+	}
+	over := false
+	deadline := c.after(callTimeout, func() {
+		over = true
+		then(false)
+	})
+	for _, id := range asked {
+		c.call(id, &wire.GetCatalog{}, callTimeout, func(msg wire.Message) {
 			k, ok := msg.(*wire.Catalog)
 			if !ok || over {
 				return
 			}
 			c.mergeCatalog(k.Entries, nil)
 			if have++; have == want {
+				over = true
 				c.timers.stop(deadline)
-				end(true)
+				then(true)
 			}
 		})
-	}
-	if have >= want {
-		c.timers.stop(deadline)
-		end(true)
 	}
 }
 

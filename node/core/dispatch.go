@@ -95,7 +95,7 @@ func (c *Core) clientRequest(ev Request) bool {
 	case *wire.ListQueues:
 		c.listQueues(ev.Req)
 	case *wire.DescribeQueue:
-		c.describeQueue(ev.Req, m)
+		c.describeQueue(ev.Req, m, false)
 	case *wire.Inspect:
 		c.inspect(ev.Req, m)
 	default:

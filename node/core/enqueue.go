@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/meshq/meshq/ring"
@@ -17,6 +18,7 @@ type write struct {
 	synced  []ring.NodeID
 	asked   []ring.NodeID
 	failed  []ring.NodeID // that refused it, or are down
+	full    ring.NodeID   // one of those whose disk is full
 	reqs    []ReqID
 	replied bool // confirmed, or refused as unknown
 	ended   bool
@@ -164,7 +166,7 @@ func (w *write) join(req ReqID, timeout Instant) {
 	w.p.core.after(timeout, func() {
 		if i := slices.Index(w.reqs, req); i >= 0 {
 			w.reqs = slices.Delete(w.reqs, i, i+1)
-			w.p.core.reply(req, wire.QuorumError(len(w.synced), w.want))
+			w.p.core.reply(req, w.quorumError())
 		}
 	})
 }
@@ -281,6 +283,8 @@ func (w *write) ask(id ring.NodeID, hint bool) {
 			return
 		} else if ok && s.Code == wire.CodeLaneConflict {
 			c.laneConflict(w.batch.Lane)
+		} else if ok && s.Code == wire.CodeDiskFull {
+			w.full = id
 		}
 		w.fail(id)
 	})
@@ -406,7 +410,7 @@ func (w *write) end(err *wire.Error) {
 		w.replied = true
 		c.stats.Unknown += uint64(w.batch.Count)
 		if err == nil {
-			err = wire.QuorumError(len(w.synced), w.want)
+			err = w.quorumError()
 		}
 		if c.planted(bugQuorumRefused) {
 			err = wire.ErrNotReady // "not stored"
@@ -420,6 +424,14 @@ func (w *write) end(err *wire.Error) {
 	if w.hint && c.parts[p.id] == p {
 		p.hintsCopied(w.batch.Lane, w.batch.Run(), w.synced)
 	}
+}
+
+func (w *write) quorumError() *wire.Error {
+	err := wire.QuorumError(len(w.synced), w.want)
+	if m, ok := w.p.core.rings.current.Table().Member(w.full); ok {
+		err.Text = fmt.Sprintf("disk of node %s is full", m.Name)
+	}
+	return err
 }
 
 // resend gives a home replica that has come back the writes that are under way.

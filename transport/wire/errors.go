@@ -77,13 +77,16 @@ func Errorf(sentinel *Error, format string, args ...any) *Error {
 	return &Error{Code: sentinel.Code, Text: fmt.Sprintf(format, args...)}
 }
 
-// QuorumError says how far an enqueue got.
+// QuorumError says how far an enqueue got. Its Text may say why no further.
 func QuorumError(have, want int) *Error {
 	return &Error{Code: CodeQuorum, Have: uint8(have), Want: uint8(want)}
 }
 
 func (e *Error) Error() string {
 	if e.Code == CodeQuorum && e.Want > 0 {
+		if e.Text != "" {
+			return fmt.Sprintf("synced on %d of %d nodes (%s): not confirmed, may still be delivered", e.Have, e.Want, e.Text)
+		}
 		return fmt.Sprintf("synced on %d of %d nodes: not confirmed, may still be delivered", e.Have, e.Want)
 	}
 	if e.Text != "" {
