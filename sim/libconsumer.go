@@ -266,6 +266,10 @@ func (c *libConsumer) take(d *libcore.Delivery) {
 		w.fail("P4", key, "%s is handed %s (%s) twice at once: it has it by %s", c.name, w.check.about(key), w.names.receipt(rc), w.names.receipt(old.from.receipt))
 		return
 	}
+	if over := w.now - c.watch.leases[leaseOf(rc)].ends; over >= 0 {
+		w.fail("P4", key, "%s is handed %s (%s) %d ms after its lease was over", c.name, w.check.about(key), w.names.receipt(rc), over/millisecond)
+		return
+	}
 	c.taken[t.at], c.hands[key] = t, t
 	lease := int64(0)
 	if q := w.check.queueOf(rc.Partition); q != nil {
@@ -382,6 +386,10 @@ func (c *libConsumer) settled(t *settleTicket, err error) {
 		code = history.CodeName(uint16(e.Code))
 	}
 	for _, x := range t.of {
+		if err == nil && c.w.check.acked[groupKey{x.from.receipt.Group, x.key}] == 0 {
+			c.w.fail("P3", x.key, "%s is told that its ack of %s is confirmed, and no node has said so", c.name, c.w.check.about(x.key))
+			return
+		}
 		if err == nil {
 			c.w.tellSettled(history.Acked, x.from, 0, "")
 		} else {

@@ -97,7 +97,8 @@ func (l *library) boot() {
 	l.todo, l.stepping, l.waits, l.tickAt, l.spinning = nil, false, nil, math.MaxInt64, 0
 	l.core = libcore.New(libcore.Config{
 		Servers: l.servers(), Via: l.via(), Name: l.name,
-		Random: w.luck(luckClient, l.h.key, 3, uint64(l.lives)),
+		Random:   w.luck(luckClient, l.h.key, 3, uint64(l.lives)),
+		Planting: w.clientPlanting,
 	})
 	if w.tracing {
 		w.tracef("%s starts", l.name)
@@ -280,6 +281,9 @@ func (l *library) do(ef libcore.Effect) {
 			l.w.fail("Post", msgKey{}, "the library of %s posts on a link that is not up: %s", l.name, l.w.describe(ef.Msg))
 			return
 		}
+		if r, ok := ef.Msg.(*wire.Resume); ok {
+			l.watch.resuming(k.conn, r)
+		}
 		k.conn.oneWay(ef.Msg)
 	case libcore.Learned:
 	case libcore.Note:
@@ -359,6 +363,9 @@ func (l *library) pushed(c *conn, msg wire.Message) {
 		l.watch.delivered(d)
 	}
 	l.step(libcore.Pushed{Link: k.id, Msg: msg})
+	if o, ok := msg.(*wire.Owner); ok && o.Node == k.to.id && l.core != nil && l.links[k.id] == k {
+		l.watch.owner(c, o)
+	}
 }
 
 // ask has the core answer by a time; the answer sets over.

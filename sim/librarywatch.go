@@ -13,6 +13,7 @@ type libraryWatch struct {
 	// stored is called with each message before it is first sent to any node.
 	stored func(number uint64, key msgKey)
 	leases map[leaseKey]lease
+	told   map[toldKey]bool         // to a node: that it is held
 	ids    map[wire.PartitionID]int // how many producers the library was there
 }
 
@@ -37,7 +38,7 @@ func leaseOf(r *wire.Receipt) leaseKey { return leaseKey{r.Partition, r.Term, r.
 
 // begin forgets what an earlier process had.
 func (x *libraryWatch) begin() {
-	x.leases, x.ids = map[leaseKey]lease{}, map[wire.PartitionID]int{}
+	x.leases, x.ids, x.told = map[leaseKey]lease{}, map[wire.PartitionID]int{}, map[toldKey]bool{}
 }
 
 // delivered notes until when the client counts on a delivery, from when it came.
@@ -188,3 +189,36 @@ func (x *libraryWatch) settled(from *host, m *wire.Settle, asked int64, answer w
 
 // stored tells whether any disk has a message, or had it.
 func (k *checker) stored(m msgKey) bool { return k.synced[m] != 0 }
+
+// toldKey is a delivery of which a node was told that it is held.
+type toldKey struct {
+	conn *conn
+	of   leaseKey
+}
+
+// resuming notes what a node is told.
+func (x *libraryWatch) resuming(c *conn, m *wire.Resume) {
+	for i := range m.Held {
+		x.told[toldKey{c, leaseOf(&m.Held[i].Receipt)}] = true
+	}
+}
+
+// owner checks what P4 rests on: a new owner that says so is told at once what the
+// program has in its hands.
+func (x *libraryWatch) owner(c *conn, o *wire.Owner) {
+	p, ok := x.l.program.(*libConsumer)
+	if !ok {
+		return
+	}
+	var untold *taken // the first, by its serial
+	for _, t := range p.hands {
+		r := t.from.receipt
+		if r.Partition == o.Partition && r.Term.Less(o.Term) && x.left(r) > 0 && !x.told[toldKey{c, leaseOf(r)}] &&
+			(untold == nil || r.Serial < untold.from.receipt.Serial) {
+			untold = t
+		}
+	}
+	if untold != nil {
+		x.l.w.fail("P4", untold.key, "%s has %s and does not tell its new owner %s", x.l.name, x.l.w.names.receipt(untold.from.receipt), c.to.name)
+	}
+}
