@@ -263,8 +263,8 @@ func (c *Core) putCatalog(req ReqID, m *wire.PutCatalog) {
 // generation that others know to be over.
 func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *wire.Error)) {
 	e.Version = c.catalog.version + 1
-	members := c.rings.current.Table().Members
-	want, have, over := len(members)/2+1, 0, false
+	self, want, others := c.majority()
+	have, over := 0, false
 	var deadline *timer
 	held := func() {
 		if have++; have == want && !over {
@@ -278,16 +278,13 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *
 		done(wire.QuorumError(have, want))
 	})
 	entry := []wire.QueueEntry{*e}
-	kept := held
-	if !c.member() { // it counts not among them
-		kept = nil
-	}
-	c.mergeCatalog(entry, kept)
-	for _, m := range members {
-		if m.ID == c.self || !c.peer(m.ID).up {
-			continue
+	c.mergeCatalog(entry, func() {
+		if self > 0 {
+			held()
 		}
-		c.call(m.ID, &wire.PutCatalog{Version: e.Version, Entries: entry}, callTimeout, func(msg wire.Message) {
+	})
+	for _, id := range others {
+		c.call(id, &wire.PutCatalog{Version: e.Version, Entries: entry}, callTimeout, func(msg wire.Message) {
 			switch msg := msg.(type) {
 			case *wire.Done:
 				held()
@@ -303,32 +300,36 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *
 }
 
 // learnCatalog brings in what a majority of the members knows, and with it all that is
-// confirmed. then(false): they did not answer in time.
+// confirmed by now. then(false): they did not answer in time. There is one question at a time;
+// who asks meanwhile waits for the next, which may know more.
 func (c *Core) learnCatalog(then func(known bool)) {
-	if c.rings.current == nil {
-		then(false)
-		return
+	c.learners = append(c.learners, then)
+	if !c.learning {
+		c.askMajority()
 	}
-	members := c.rings.current.Table().Members
-	var asked []ring.NodeID
-	have := 0
-	for _, m := range members {
-		switch {
-		case m.ID == c.self:
-			have++
-		case c.peer(m.ID).up:
-			asked = append(asked, m.ID)
+}
+
+func (c *Core) askMajority() {
+	learners := c.learners
+	c.learners, c.learning = nil, true
+	end := func(known bool) {
+		c.learning = false
+		for _, then := range learners {
+			then(known)
+		}
+		if !c.learning && len(c.learners) > 0 {
+			c.askMajority()
 		}
 	}
-	want := len(members)/2 + 1
+	have, want, asked := c.majority()
 	if have >= want || have+len(asked) < want {
-		then(have >= want)
+		end(have >= want)
 		return
 	}
 	over := false
 	deadline := c.after(callTimeout, func() {
 		over = true
-		then(false)
+		end(false)
 	})
 	for _, id := range asked {
 		c.call(id, &wire.GetCatalog{}, callTimeout, func(msg wire.Message) {
@@ -340,10 +341,28 @@ func (c *Core) learnCatalog(then func(known bool)) {
 			if have++; have == want {
 				over = true
 				c.timers.stop(deadline)
-				then(true)
+				end(true)
 			}
 		})
 	}
+}
+
+// majority is how many members must know of a change of the catalog, whether this node is
+// one, and the others that can be asked.
+func (c *Core) majority() (have, want int, others []ring.NodeID) {
+	if c.rings.current == nil {
+		return 0, 1, nil
+	}
+	members := c.rings.current.Table().Members
+	for _, m := range members {
+		switch {
+		case m.ID == c.self:
+			have = 1
+		case c.peer(m.ID).up:
+			others = append(others, m.ID)
+		}
+	}
+	return have, len(members)/2 + 1, others
 }
 
 // sure runs fn again once this node knows what a majority knows, before it refuses a request

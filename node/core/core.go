@@ -124,7 +124,9 @@ type Core struct {
 	votes     map[uint64]vote
 	council   *proposal
 	catalog   catalog
-	behind    []*waiting // requests that wait for a newer catalog
+	behind    []*waiting         // requests that wait for a newer catalog
+	learners  []func(known bool) // who waits for what a majority knows of the catalog
+	learning  bool               // a majority is being asked
 
 	parts   map[wire.PartitionID]*partition
 	places  map[wire.PartitionID]place // of all partitions of the catalog

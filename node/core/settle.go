@@ -20,7 +20,7 @@ func (c *Core) settle(req ReqID, m *wire.Settle) {
 		}
 		for _, group := range byPartition(m.Items) {
 			waiting++
-			c.settlePartition(m, group, func(i int, code wire.Code) { codes[i] = code }, done)
+			c.settlePartition(m, group, false, func(i int, code wire.Code) { codes[i] = code }, done)
 		}
 		done()
 	})
@@ -43,8 +43,9 @@ func byPartition(items []wire.SettleItem) [][]int {
 	return out
 }
 
-// settlePartition settles the items of one partition, by their indices.
-func (c *Core) settlePartition(m *wire.Settle, indices []int, set func(int, wire.Code), done func()) {
+// settlePartition settles the items of one partition, by their indices. asked says that this
+// node knows what a majority knows.
+func (c *Core) settlePartition(m *wire.Settle, indices []int, asked bool, set func(int, wire.Code), done func()) {
 	all := func(code wire.Code) {
 		for _, i := range indices {
 			set(i, code)
@@ -52,8 +53,19 @@ func (c *Core) settlePartition(m *wire.Settle, indices []int, set func(int, wire
 		done()
 	}
 	p := c.known(m.Items[indices[0]].Receipt.Partition)
-	if p == nil {
+	switch {
+	case p != nil:
+	case asked:
 		all(c.noQueue(m.Queue, m.Catalog).Code)
+		return
+	default: // it may be behind
+		c.learnCatalog(func(known bool) {
+			if !known {
+				all(wire.CodeNotReady)
+				return
+			}
+			c.settlePartition(m, indices, true, set, done)
+		})
 		return
 	}
 	if p.own != nil && p.own.phase >= grace && p.own.phase != releasing && p.own.valid() {
