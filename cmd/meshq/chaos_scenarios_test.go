@@ -167,6 +167,13 @@ func (m *measured) cells() []string {
 	case m.Violation != nil:
 		verdict = "**broken " + m.Violation.Promise + "**"
 	}
+	if m.Plan != nil { // of real processes
+		for _, x := range m.Plan.Faults {
+			if k, ok := plan.Lookup(x.Kind); ok && k.Where&plan.InReal == 0 && !strings.Contains(verdict, string(x.Kind)) {
+				verdict += " without " + string(x.Kind)
+			}
+		}
+	}
 	again, cause := time.Duration(0), ""
 	for _, c := range slices.Sorted(maps.Keys(f.Redeliver)) {
 		if most := f.Redeliver[c].Max; c != "nack" && most > again { // a nack waits for its backoff
