@@ -175,8 +175,13 @@ func (o *orders) follow(lines *bufio.Reader, stop chan struct{}) error {
 func dialPatiently(ctx context.Context, servers string, opts ...client.Option) (*client.Mesh, error) {
 	for {
 		mesh, err := client.Dial(ctx, servers, opts...)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, client.ErrUnreachable) {
-			return mesh, err
+		switch {
+		case err == nil:
+			return mesh, nil
+		case ctx.Err() != nil: // it ended while this dialed, whatever Dial says
+			return nil, context.Cause(ctx)
+		case !errors.Is(err, client.ErrUnreachable):
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
