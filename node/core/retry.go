@@ -441,13 +441,27 @@ func (p *partition) sweepRetries(after []byte) {
 	})
 }
 
-// dropRetry takes a retry out of memory and off the disk.
-func (f *feed) dropRetry(r *retry) {
+// dropRetry takes what a retry has in a run out of memory and off the disk. The rest waits on.
+func (f *feed) dropRetry(r *retry, run wire.Run) {
+	p := f.o.p
 	if r.index >= 0 && r.index < len(f.retries) && f.retries[r.index] == r {
 		heap.Remove(&f.retries, r.index)
 		delete(f.waiting, laneOffset{r.Lane, r.Run.From})
 	}
+	var ops []wire.Op
 	if r.key != nil {
-		f.o.p.core.persistThen([]wire.Op{remove(r.key)}, nil)
+		ops = append(ops, remove(r.key))
+	}
+	for _, rest := range (wire.Runs{r.Run}).Minus(wire.Runs{run}) {
+		part := *r
+		part.Run, part.reading = rest, false
+		if r.key != nil {
+			part.key = retryKey(p.id, part.Retry)
+			ops = append(ops, put(part.key, part.Retry))
+		}
+		f.enqueue(&part)
+	}
+	if len(ops) > 0 {
+		p.core.persistThen(ops, nil)
 	}
 }

@@ -327,7 +327,7 @@ func (o *ownership) restore(f *feed, receipt wire.Receipt, runs wire.Runs, consu
 			f.settled(d, d.runs.Overlap(run))
 		}
 		for _, r := range f.waitingIn(receipt.Lane, run) {
-			f.dropRetry(r)
+			f.dropRetry(r, run)
 		}
 		fl.handed.Add(run)
 		f.inflight += int(run.Len())
