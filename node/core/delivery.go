@@ -95,6 +95,8 @@ type feed struct {
 	waiting  map[laneOffset]*retry // those of the heap, by their first message
 	turn     bool
 	onDisk   int    // retry records that are not in memory
+	spilled  int    // of those, what is not yet given to the disk
+	writing  int    // and what is being written: a scan may not see it
 	after    []byte // key of the last that was loaded
 	loading  bool
 	rescan   bool // one was written while others were loaded: begin anew

@@ -74,9 +74,7 @@ func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, wait uint
 		}
 		ops = append(ops, f.wait(r)...)
 	}
-	if len(ops) > 0 {
-		c.persistThen(ops, nil)
-	}
+	f.persist(ops)
 	if len(items) > 0 {
 		m := &wire.Retries{Partition: p.id, Items: items}
 		for _, id := range p.otherHomes() {
@@ -85,7 +83,27 @@ func (f *feed) takeBack(d *delivery, runs wire.Runs, cause wire.Cause, wait uint
 	}
 }
 
-// wait puts a retry into memory, or leaves it on disk if there are too many (P8).
+// persist commits changes of retry records. What was left on disk is looked for again when it
+// is there.
+func (f *feed) persist(ops []wire.Op) {
+	if len(ops) == 0 {
+		return
+	}
+	o, n := f.o, f.spilled
+	f.spilled = 0
+	f.writing += n
+	o.p.core.persistThen(ops, func() {
+		f.writing -= n
+		if n == 0 || o.p.own != o {
+			return
+		}
+		f.after, f.rescan = nil, f.loading
+		f.refill()
+	})
+}
+
+// wait puts a retry into memory, or leaves it on disk if there are too many (P8). The caller
+// persists what it returns, and the record of r.
 func (f *feed) wait(r *retry) []wire.Op {
 	p := f.o.p
 	f.lane(r.Lane).handed.Add(r.Run)
@@ -94,6 +112,7 @@ func (f *feed) wait(r *retry) []wire.Op {
 		return nil
 	}
 	f.onDisk++
+	f.spilled++
 	f.after = nil // it may be due before what was loaded last
 	f.rescan = f.loading
 	if r.key != nil {
@@ -289,9 +308,7 @@ func (f *feed) postpone(x *cached, from, to wire.Offset) wire.Offset {
 		ops = append(ops, f.wait(r)...)
 		rest = next
 	}
-	if len(ops) > 0 {
-		c.persistThen(ops, nil)
-	}
+	f.persist(ops)
 	return from
 }
 
@@ -384,7 +401,7 @@ func (f *feed) loadMore() {
 		}
 		var ops []wire.Op
 		limit := c.cfg.Limits.Retries
-		before, all := len(f.retries), !done.More
+		before, all, more := len(f.retries), !done.More, true
 		for _, record := range done.Records {
 			if len(f.retries) >= limit { // the rest stays on disk
 				all = false
@@ -397,13 +414,18 @@ func (f *feed) loadMore() {
 		switch {
 		case f.rescan:
 			f.rescan, f.after = false, nil
+		case all && f.writing > 0: // what is being written comes when it is there
+			f.after = nil
+			more = false
 		case all:
 			f.onDisk, f.after = 0, nil
 		}
 		if len(ops) > 0 {
 			c.persistThen(ops, nil)
 		}
-		f.refill()
+		if more {
+			f.refill()
+		}
 		o.pump()
 	})
 }
