@@ -251,8 +251,15 @@ func (c *Core) connClosed(id ConnID) {
 	}
 }
 
-// subscribersChanged pumps a queue after a change of its settings.
-func (c *Core) subscribersChanged(queue string) { c.pumpQueue(queue) }
+// subscribersChanged relays the demand for a queue, and pumps it, after a change of its entry.
+func (c *Core) subscribersChanged(queue string) {
+	for _, k := range sortedSubs(c.subs) {
+		if s := c.subs[k]; s.to.queue == queue {
+			c.relay(s)
+		}
+	}
+	c.pumpQueue(queue)
+}
 
 func (c *Core) pumpQueue(queue string) {
 	e := c.catalog.live(queue)

@@ -112,11 +112,7 @@ func (c *Core) received(ev Received) {
 	}
 	switch m := ev.Msg.(type) { // also before this node has joined: demand stays
 	case *wire.Subscribe:
-		c.whenCatalog(m.Catalog, func() {
-			if c.conns[ev.Conn] != nil {
-				c.subscribe(ev.Conn, m)
-			}
-		})
+		c.subscribe(ev.Conn, m)
 		return
 	case *wire.Unsubscribe:
 		c.unsubscribe(subKey{ev.Conn, m.Sub})
