@@ -357,7 +357,7 @@ func (h *host) diskError() bool {
 func (h *host) diskSlow(by int64) { h.disk.slow += by }
 
 // diskStall makes the next fsync take that much longer.
-func (h *host) diskStall(by int64) { h.disk.stallNext += by }
+func (h *host) diskStall(by int64) { h.disk.stallNext = max(h.disk.stallNext, by) }
 
 // slowRead makes each read take that much longer than before, from now on.
 func (h *host) slowRead(by int64) { h.disk.slowReads += by }
