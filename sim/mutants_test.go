@@ -28,9 +28,9 @@ var (
 	mutantsSeeds  = flag.Int("mutants.seeds", 1000, "seeds within which each must be found")
 	mutantsRanges = flag.Int("mutants.ranges", 3, "disjoint ranges of seeds for the median of a bug that is found within -mutants.cheap seeds")
 	mutantsCheap  = flag.Int("mutants.cheap", 100, "see -mutants.ranges")
-	mutantsShrink = flag.Int("mutants.shrink", 100, "runs that may be spent to make the plan of each smaller; 0: none")
+	mutantsShrink = flag.Int("mutants.shrink", 40, "runs that may be spent to make the plan of each smaller; 0: none")
 	mutantsKinds  = flag.String("mutants.kinds", "", "kinds of faults that the plans may have, with commas between; none: all")
-	mutantsTable  = flag.String("mutants.table", "", "file of which the table between its mutants marks is written anew")
+	mutantsTable  = flag.String("mutants.table", "", "file with mutants marks: the rows of the table between them are written anew for the bugs that were looked for, those of others stay")
 )
 
 // mutant is a planted bug of a node or a client.
@@ -62,6 +62,7 @@ type score struct {
 	first    *plan.Plan // the first plan that found it
 	found    int        // of that plan, its faults
 	shrunk   *plan.Plan // nil: not shrunk
+	bare     []string   // what broke without the bug: nothing of it is planted
 	wrong    string     // why it does not count as found
 }
 
@@ -82,14 +83,16 @@ func TestMutants(t *testing.T) {
 		if s.wrong != "" {
 			t.Errorf("%s: %s", m.name, s.wrong)
 		}
+		for _, b := range s.bare {
+			fmt.Printf("       %s: without the bug, %s\n", m.name, b)
+		}
 	}
 	if len(scores) == 0 {
 		t.Fatalf("no planted bug is named %q; -mutants.only takes: %s", *mutantsOnly, strings.Join(mutantNames(), " "))
 	}
-	table := mutantTable(scores)
-	fmt.Println(table)
+	fmt.Println(mutantTable(scores, nil))
 	if *mutantsTable != "" {
-		if err := updateTable(*mutantsTable, table); err != nil {
+		if err := updateTable(*mutantsTable, scores); err != nil {
 			t.Error(err)
 		}
 	}
@@ -136,8 +139,9 @@ func (m mutant) hunt() *score {
 			break
 		}
 		first := uint64(1 + i*1_000_000)
-		p, r := m.search(make, first, *mutantsSeeds)
+		p, r, bare := m.search(make, first, *mutantsSeeds)
 		s.runs++
+		s.bare = append(s.bare, bare...)
 		if r == nil {
 			if i == 0 {
 				s.wrong = fmt.Sprintf("not found in %d seeds", *mutantsSeeds)
@@ -162,8 +166,8 @@ func (m mutant) hunt() *score {
 }
 
 // search runs seeds from first on, as many at a time as there are cores, and returns the
-// first that breaks a promise which it keeps without the bug.
-func (m mutant) search(make func(uint64) *plan.Plan, first uint64, most int) (*plan.Plan, *Result) {
+// first that breaks a promise and keeps all without the bug; bare are those that do not.
+func (m mutant) search(make func(uint64) *plan.Plan, first uint64, most int) (p *plan.Plan, r *Result, bare []string) {
 	var (
 		mu      sync.Mutex // guards what follows
 		next    = first
@@ -184,11 +188,14 @@ func (m mutant) search(make func(uint64) *plan.Plan, first uint64, most int) (*p
 		workers.Go(func() {
 			for seed, ok := take(); ok; seed, ok = take() {
 				r := Run(make(seed), m.options)
-				if r.Violation == nil || Run(make(seed), Options{}).Violation != nil {
-					continue // what breaks without the bug too says nothing of it
+				if r.Violation == nil {
+					continue
 				}
+				without := Run(make(seed), Options{}).Violation
 				mu.Lock()
-				if found == nil || seed < found.Plan.Seed {
+				if without != nil { // says nothing of the bug
+					bare = append(bare, fmt.Sprintf("seed %d breaks %v", seed, without))
+				} else if found == nil || seed < found.Plan.Seed {
 					found, end = r, min(end, seed) // those before it are run to their end
 				}
 				mu.Unlock()
@@ -197,17 +204,20 @@ func (m mutant) search(make func(uint64) *plan.Plan, first uint64, most int) (*p
 	}
 	workers.Wait()
 	if found == nil {
-		return nil, nil
+		return nil, nil, bare
 	}
-	return make(found.Plan.Seed), found
+	return make(found.Plan.Seed), found, bare
 }
 
-// shrink makes the plan of a run smaller as long as it breaks the same promise.
+// shrink makes the plan of a run smaller as long as it breaks the same promise, with the
+// bug alone.
 func (m mutant) shrink(r *Result) *plan.Plan {
 	if *mutantsShrink == 0 {
 		return nil
 	}
 	s := Shrinker(r, m.options)
+	with := s.Broken
+	s.Broken = func(p *plan.Plan) bool { return with(p) && Run(p, Options{}).Violation == nil }
 	s.Tries, s.Workers = *mutantsShrink, runtime.GOMAXPROCS(0)
 	return s.Shrink(context.Background(), r.Plan, plan.Duration(r.Violation.At))
 }
@@ -251,25 +261,34 @@ func (s *score) median() string {
 	return fmt.Sprintf("over %d", *mutantsSeeds)
 }
 
-// mutantTable is Markdown.
-func mutantTable(scores []*score) string {
+// mutantTable is Markdown, with a row for each bug that was looked for or has one in rows,
+// in the order in which they are planted.
+func mutantTable(scores []*score, rows map[string]string) string {
 	var b strings.Builder
 	fmt.Fprintln(&b, "| planted bug | the rule that it weakens | broken | found in | median seeds | faults in the plan |")
 	fmt.Fprintln(&b, "|---|---|---|---|---|---|")
-	for _, s := range scores {
-		found, faults := fmt.Sprintf("%d of %d runs", len(s.seeds), s.runs), fmt.Sprint(s.found)
-		if s.directed {
-			found += ", its own plan"
+	for _, name := range mutantNames() {
+		if i := slices.IndexFunc(scores, func(s *score) bool { return s.name == name }); i >= 0 {
+			fmt.Fprintln(&b, scores[i].row())
+		} else if row := rows[name]; row != "" {
+			fmt.Fprintln(&b, row)
 		}
-		if s.shrunk != nil {
-			faults = fmt.Sprintf("%d of %d", len(s.shrunk.Faults), s.found)
-		}
-		if len(s.seeds) == 0 {
-			found, faults = "**not found**", ""
-		}
-		fmt.Fprintf(&b, "| %s | %s (%s) | %s | %s | %s | %s |\n", s.name, s.rule, s.source, strings.Join(s.promises, ", "), found, s.median(), faults)
 	}
 	return b.String()
+}
+
+func (s *score) row() string {
+	found, faults := fmt.Sprintf("%d of %d runs", len(s.seeds), s.runs), fmt.Sprint(s.found)
+	if s.directed {
+		found += ", its own plan"
+	}
+	if s.shrunk != nil {
+		faults = fmt.Sprintf("%d of %d", len(s.shrunk.Faults), s.found)
+	}
+	if len(s.seeds) == 0 {
+		found, faults = "**not found**", ""
+	}
+	return fmt.Sprintf("| %s | %s (%s) | %s | %s | %s | %s |", s.name, s.rule, s.source, strings.Join(s.promises, ", "), found, s.median(), faults)
 }
 
 const (
@@ -277,18 +296,24 @@ const (
 	tableEnd   = "<!-- end of mutants -->"
 )
 
-// updateTable writes a table between the marks of a file.
-func updateTable(file, table string) error {
+// updateTable writes the rows of scores into the table between the marks of a file.
+func updateTable(file string, scores []*score) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
 	before, rest, ok := bytes.Cut(text, []byte(tableBegin))
-	_, after, ok2 := bytes.Cut(rest, []byte(tableEnd))
+	old, after, ok2 := bytes.Cut(rest, []byte(tableEnd))
 	if !ok || !ok2 {
 		return fmt.Errorf("%s has no marks %q and %q", file, tableBegin, tableEnd)
 	}
-	return os.WriteFile(file, slices.Concat(before, []byte(tableBegin+table+tableEnd), after), 0o644)
+	rows := make(map[string]string)
+	for line := range strings.Lines(string(old)) {
+		if name, _, ok := strings.Cut(strings.TrimPrefix(line, "| "), " |"); ok {
+			rows[name] = strings.TrimSpace(line)
+		}
+	}
+	return os.WriteFile(file, slices.Concat(before, []byte(tableBegin+mutantTable(scores, rows)+tableEnd), after), 0o644)
 }
 
 // TestPlantingIsFree compares this build, with no bug named, with an ordinary one: the
