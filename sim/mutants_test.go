@@ -63,6 +63,7 @@ type score struct {
 	found    int        // of that plan, its faults
 	shrunk   *plan.Plan // nil: not shrunk
 	bare     []string   // what broke without the bug: nothing of it is planted
+	story    string     // what the first plan broke
 	wrong    string     // why it does not count as found
 }
 
@@ -158,7 +159,7 @@ func (m mutant) hunt() *score {
 			return s
 		}
 		if i == 0 {
-			s.first, s.found = p, len(p.Faults)
+			s.first, s.found, s.story = p, len(p.Faults), fmt.Sprint(r.Violation)
 			s.shrunk = m.shrink(r)
 		}
 	}
@@ -248,7 +249,7 @@ func (s *score) String() string {
 	if s.shrunk != nil {
 		faults += fmt.Sprintf(", shrunk to %d", len(s.shrunk.Faults))
 	}
-	return fmt.Sprintf("%s: %s found in %d of %d runs%s, seeds %v, %s", s.name, strings.Join(s.promises, ", "), len(s.seeds), s.runs, how, s.seeds, faults)
+	return fmt.Sprintf("%s: %s found in %d of %d runs%s, seeds %v, %s; %s", s.name, strings.Join(s.promises, ", "), len(s.seeds), s.runs, how, s.seeds, faults, s.story)
 }
 
 // median is that of the seeds it took; a run that found nothing counts as more than all.
