@@ -87,16 +87,16 @@ func TestMutants(t *testing.T) {
 		for _, b := range s.bare {
 			fmt.Printf("       %s: without the bug, %s\n", m.name, b)
 		}
+		if *mutantsTable != "" { // after each: a run that is ended early has not been in vain
+			if err := updateTable(*mutantsTable, scores); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if len(scores) == 0 {
 		t.Fatalf("no planted bug is named %q; -mutants.only takes: %s", *mutantsOnly, strings.Join(mutantNames(), " "))
 	}
 	fmt.Println(mutantTable(scores, nil))
-	if *mutantsTable != "" {
-		if err := updateTable(*mutantsTable, scores); err != nil {
-			t.Error(err)
-		}
-	}
 }
 
 func mutantNames() (out []string) {
