@@ -58,7 +58,7 @@ func (p *partition) state(m *wire.GetState) *wire.State {
 	if top.Less(p.heard) {
 		top = p.heard
 	}
-	s := &wire.State{Partition: p.id, Repairing: p.repairing, Promised: top, Moved: p.moved, Watermarks: p.watermarks()}
+	s := &wire.State{Partition: p.id, Repairing: p.repairing, Promised: top, Moved: p.moved, Watermarks: p.watermarks(), Ring: c.rings.current.Number()}
 	s.Stored = m.Ring > 0 && c.rings.stored >= m.Ring && c.rings.current.Number() >= m.Ring
 	if m.Sum != 0 && m.Sum == p.digest() {
 		s.Equal = true
@@ -150,7 +150,8 @@ func (p *partition) pull(from ring.NodeID) {
 		}
 		p.fetchBodies(from, s, func(whole bool) {
 			delete(peer.pulls, p.id)
-			if whole {
+			// Who knows a newer ring knows of homes that this node must ask as well.
+			if whole && s.Ring <= p.core.rings.current.Number() {
 				p.mergedFrom(from, !s.Repairing)
 			}
 		})

@@ -238,6 +238,7 @@ type State struct {
 	Segments   []Segment
 	Retries    []Retry
 	Watermarks []Watermark
+	Ring       uint64 // the newest that the sender knows
 }
 
 // GetBatches asks a replica for batches of a lane that overlap Runs, at most
