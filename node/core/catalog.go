@@ -105,7 +105,7 @@ func mergeEntries(a, b *wire.QueueEntry) *wire.QueueEntry {
 // mergeCatalog takes entries from elsewhere, persists what is new, and calls then
 // when it is synced.
 func (c *Core) mergeCatalog(entries []wire.QueueEntry, then func()) {
-	if c.catalog.version == 0 { // the first that this boot hears of
+	if !c.catalogWhole {
 		for i := range entries {
 			c.damageHorizon = max(c.damageHorizon, entries[i].Version)
 		}
@@ -232,9 +232,55 @@ func (c *Core) fetchCatalog(p *peer) {
 	c.call(p.id, &wire.GetCatalog{}, callTimeout, func(msg wire.Message) {
 		p.fetching = false
 		if k, ok := msg.(*wire.Catalog); ok {
-			c.mergeCatalog(k.Entries, nil)
+			c.mergeWhole(p.id, k)
 		}
 	})
+}
+
+// mergeWhole takes all that a peer knows.
+func (c *Core) mergeWhole(from ring.NodeID, k *wire.Catalog) {
+	c.mergeCatalog(k.Entries, func() {
+		if c.catalogLost {
+			c.catalogHeard[from] = !k.Partial
+			c.checkCatalog()
+		}
+	})
+	c.catalogWhole = true
+}
+
+// loseCatalog notes, durably, that entries may have been lost. This node counts in no
+// majority that knows the catalog until it is whole again (P12).
+func (c *Core) loseCatalog() {
+	clear(c.catalogHeard)
+	if !c.catalogLost {
+		c.catalogLost = true
+		c.persistThen([]wire.Op{put(key(recordPartial), true)}, nil)
+	}
+}
+
+// checkCatalog makes the catalog count again when N - majority + 1 other members have told
+// what they know: one of them knows of each confirmed change. When all the others have told
+// there is nothing left to learn.
+func (c *Core) checkCatalog() {
+	if !c.catalogLost || !c.member() {
+		return
+	}
+	others := c.others()
+	n, whole, asked := len(others)+1, 0, 0
+	for _, id := range others {
+		all, told := c.catalogHeard[id]
+		if told {
+			asked++
+		}
+		if all {
+			whole++
+		}
+	}
+	if whole < n-(n/2+1)+1 && asked < len(others) {
+		return
+	}
+	c.catalogLost = false
+	c.persistThen([]wire.Op{remove(key(recordPartial))}, nil)
 }
 
 // putCatalog takes entries of a change. Who creates a queue in a generation that is deleted
@@ -249,11 +295,14 @@ func (c *Core) putCatalog(req ReqID, m *wire.PutCatalog) {
 				later = append(later, *known)
 			}
 		}
-		if later != nil {
+		switch {
+		case later != nil:
 			c.reply(req, &wire.Catalog{Version: c.catalog.version, Entries: later})
-			return
+		case c.catalogLost:
+			c.reply(req, wire.Errorf(wire.ErrNotReady, "node %s does not know yet what queues there were", c.cfg.Self.Name))
+		default:
+			c.reply(req, &wire.Done{})
 		}
-		c.reply(req, &wire.Done{})
 	})
 }
 
@@ -337,7 +386,10 @@ func (c *Core) askMajority() {
 			if !ok || over {
 				return
 			}
-			c.mergeCatalog(k.Entries, nil)
+			c.mergeWhole(id, k)
+			if k.Partial {
+				return
+			}
 			if have++; have == want {
 				over = true
 				c.timers.stop(deadline)
@@ -357,7 +409,9 @@ func (c *Core) majority() (have, want int, others []ring.NodeID) {
 	for _, m := range members {
 		switch {
 		case m.ID == c.self:
-			have = 1
+			if !c.catalogLost {
+				have = 1
+			}
 		case c.peer(m.ID).up:
 			others = append(others, m.ID)
 		}

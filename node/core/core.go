@@ -142,9 +142,14 @@ type Core struct {
 	// damageHorizon is the catalog version up to which damagedAll reaches: what was created
 	// later cannot have been lost here.
 	damageHorizon uint64
-	lostVotes     uint64 // the highest ring number for which a vote may have been forgotten; 0: none
-	recalling     bool   // it is being learned from the others
-	damaged       map[wire.PartitionID]bool
+	catalogWhole  bool // this boot has heard all that a peer knows of the catalog
+	// catalogLost says that entries may have been lost, catalogHeard who has told since what
+	// it knows; true: all of it.
+	catalogLost  bool
+	catalogHeard map[ring.NodeID]bool
+	lostVotes    uint64 // the highest ring number for which a vote may have been forgotten; 0: none
+	recalling    bool   // it is being learned from the others
+	damaged      map[wire.PartitionID]bool
 }
 
 // New makes the core of a node from what its store holds. The first Step gives the
@@ -170,6 +175,7 @@ func New(cfg Config, rec Recovered) *Core {
 		c.epoch = 1
 	}
 	c.catalog.entries = map[string]*wire.QueueEntry{}
+	c.catalogHeard = map[ring.NodeID]bool{}
 	for _, p := range rec.Damaged {
 		c.damaged[p] = true
 	}
@@ -271,7 +277,9 @@ func (c *Core) boot() {
 	}
 	if c.damagedAll {
 		c.loseVotes()
+		c.loseCatalog()
 	}
+	c.checkCatalog()
 	if c.mesh == 0 && c.cfg.Found && c.rings.current == nil {
 		c.found()
 	} else if c.rings.current != nil {

@@ -67,7 +67,7 @@ func (c *Core) request(ev Request) {
 	case *wire.Digests:
 		c.onDigests(ev.Req, from, m)
 	case *wire.GetCatalog:
-		c.reply(ev.Req, &wire.Catalog{Version: c.catalog.version, Entries: c.catalog.all()})
+		c.reply(ev.Req, &wire.Catalog{Version: c.catalog.version, Entries: c.catalog.all(), Partial: c.catalogLost})
 	case *wire.PutCatalog:
 		c.putCatalog(ev.Req, m)
 	case *wire.GetRings:

@@ -230,7 +230,7 @@ func (c *Core) onBeat(from ring.NodeID, b *wire.Beat) {
 	} else if b.Ring < c.rings.current.Number() {
 		c.send(from, &wire.Rings{Tables: c.rings.from(b.Ring), Boots: c.boots()})
 	}
-	if b.CatalogSum != c.catalog.digest() {
+	if b.CatalogSum != c.catalog.digest() || c.catalogLost && !c.catalogHeard[from] {
 		c.fetchCatalog(p)
 	}
 	for _, id := range sortedKeys(c.parts) {
@@ -284,6 +284,7 @@ func (c *Core) onRemembered(from ring.NodeID, m *wire.Remembered) {
 		if n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll && !c.planted(bugAmnesiaUnnoticed) {
 			c.damagedAll = true
 			c.loseVotes()
+			c.loseCatalog()
 			c.note(NoteWarn, nil, "store came back with less than it confirmed", "last commit is %d, %s remembers %d", c.recovered, from, n.Commit)
 			for _, id := range sortedKeys(c.parts) {
 				c.parts[id].startRepair()

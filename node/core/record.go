@@ -19,6 +19,7 @@ const (
 	recordCatalog   = 'c' // name: wire.QueueEntry
 	recordRing      = 'R' // ring number: ring.Table
 	recordVote      = 'v' // ring number: vote
+	recordPartial   = 'C' // entries of the catalog may have been lost
 	recordForgot    = 'V' // the highest ring number for which a vote may have been forgotten
 	recordPeer      = 'P' // node: peerRecord
 	recordTerm      = 't' // partition: wire.Term, the highest promised
@@ -153,6 +154,8 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 		return nil
 	case recordForgot:
 		return d.Decode(&c.lostVotes)
+	case recordPartial:
+		return d.Decode(&c.catalogLost)
 	case recordVote:
 		parts := keyParts(r.Key, 1)
 		var v vote

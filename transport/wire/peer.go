@@ -293,10 +293,12 @@ type GetCatalog struct {
 	Version uint64
 }
 
-// Catalog answers GetCatalog.
+// Catalog answers GetCatalog. Partial: the sender may have lost entries, and does not count
+// in a majority that knows the catalog.
 type Catalog struct {
 	Version uint64
 	Entries []QueueEntry
+	Partial bool
 }
 
 // PutCatalog gives catalog entries to a member. Answer: Done, once they are synced, or
