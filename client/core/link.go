@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/meshq/meshq/ring"
@@ -55,7 +56,7 @@ func (c *Core) linkTo(node ring.NodeID) *link {
 	var own *link
 	if m, ok := c.mesh.Table.Member(node); ok && !c.config.Via {
 		own = c.linkAt(m.Address)
-		if own.state == linkUp {
+		if own.state == linkUp && own.node == node {
 			return own
 		}
 	}
@@ -63,6 +64,9 @@ func (c *Core) linkTo(node ring.NodeID) *link {
 		if l.state == linkUp && l.node == node {
 			return l
 		}
+	}
+	if own != nil && own.state == linkUp {
+		return nil // another node has its address now
 	}
 	return own // nil with Config.Via: only servers are talked to
 }
@@ -129,7 +133,7 @@ func (c *Core) linkUp(now Instant, ev LinkUp) {
 	l.state, l.node, l.heard, l.pinging = linkUp, ev.Hello.Node, now, false
 	l.avoidUntil, l.err = 0, nil
 	c.note(false, "connected", l.addr)
-	if c.mesh == nil || ev.Hello.Ring > c.mesh.Table.Number {
+	if c.mesh == nil || ev.Hello.Ring > c.mesh.Table.Number || c.moved(l) {
 		c.getMesh(now)
 	}
 	if ev.Hello.Catalog > c.catalog {
@@ -138,6 +142,12 @@ func (c *Core) linkUp(now Instant, ev LinkUp) {
 	l.connection++
 	c.watch(now, l, l.connection)
 	c.kick(now, l)
+}
+
+// moved tells whether a link leads to another node than the member whose address it is:
+// the ring that the client has is older than that.
+func (c *Core) moved(l *link) bool {
+	return !c.config.Via && slices.ContainsFunc(c.mesh.Table.Members, func(m ring.Member) bool { return m.Address == l.addr && m.ID != l.node })
 }
 
 // kick gives all that waits for a link another look. up is one that has come up, if

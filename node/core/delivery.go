@@ -528,7 +528,7 @@ func (f *feed) give(s *sub, x *cached, run wire.Run, attempt uint32, cause wire.
 	c.stats.delivered(cause, run.Len())
 	return wire.Delivery{
 		Receipt: d.receipt, Stamp: b.Stamp, Cause: cause, Lease: p.entry.Settings.Lease,
-		Length: uint32(len(records)), Records: records,
+		Length: uint32(len(records)), Checksum: wire.Checksum(records), Records: records,
 	}, true
 }
 

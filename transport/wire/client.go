@@ -74,7 +74,10 @@ type Delivery struct {
 	Cause   Cause
 	Lease   uint32 // milliseconds from arrival
 	Length  uint32
-	Records []byte `msgpack:"-"`
+	// Checksum is the xxhash64 of Records, by the owner: a run is a part of a batch, so
+	// that of the batch does not cover it (P9). 0: it has none.
+	Checksum uint64
+	Records  []byte `msgpack:"-"`
 }
 
 // Deliver pushes messages to a consumer.

@@ -52,11 +52,15 @@ func sendable(msg Message) Message {
 		return msg
 	}
 	for i := range d.Deliveries {
-		if int(d.Deliveries[i].Length) != len(d.Deliveries[i].Records) {
+		if int(d.Deliveries[i].Length) != len(d.Deliveries[i].Records) || d.Deliveries[i].Checksum == 0 {
 			c := *d
 			c.Deliveries = append([]Delivery(nil), d.Deliveries...)
 			for i := range c.Deliveries {
-				c.Deliveries[i].Length = uint32(len(c.Deliveries[i].Records))
+				x := &c.Deliveries[i]
+				x.Length = uint32(len(x.Records))
+				if x.Checksum == 0 {
+					x.Checksum = Checksum(x.Records)
+				}
 			}
 			return &c
 		}
@@ -255,6 +259,9 @@ func (m *Deliver) split(payload []byte) error {
 			return fmt.Errorf("%w: delivery of %d messages", ErrBadMessage, n)
 		}
 		d.Records, payload = payload[:d.Length:d.Length], payload[d.Length:]
+		if d.Checksum != 0 && Checksum(d.Records) != d.Checksum {
+			return fmt.Errorf("%w: records do not fit their checksum", ErrBadBatch)
+		}
 		if err := CheckRecords(d.Records, uint32(n), MaxRecordBytes); err != nil {
 			return fmt.Errorf("%w: %w", ErrBadMessage, err)
 		}

@@ -61,6 +61,7 @@ func sample(t Type) Message {
 		for i := range m.Deliveries {
 			d := &m.Deliveries[i]
 			d.Receipt.Run, d.Records, d.Length = run, records, uint32(len(records))
+			d.Checksum = Checksum(d.Records)
 		}
 	case *Replicate:
 		m.Batches = []Batch{sampleBatch(), sampleBatch()}
