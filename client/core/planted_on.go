@@ -20,7 +20,9 @@ type PlantedBug struct {
 // Planted are all planted bugs of the client's core.
 func Planted() []PlantedBug {
 	return []PlantedBug{
-		{"new-sequence-on-retry", "a batch that is tried again has the same sequence", []string{"P3", "P4", "P5", "P11"}, "design 4.5"}, // P5: the first try is delivered as well, after what was sent since
+		// P5: the first try is delivered as well, after what was sent since. P1: the answer to one try
+		// confirms the batch, and what it is called since is on fewer disks.
+		{"new-sequence-on-retry", "a batch that is tried again has the same sequence", []string{"P1", "P3", "P4", "P5", "P11"}, "design 4.5"},
 		{"predecessor-not-named", "a batch names the last one that its producer got confirmed", []string{"P5"}, "design 4.1"},
 		{"unknown-as-refused", "what some node may have stored is \"outcome unknown\"", []string{"P10"}, "design 1 (P10)"},
 		{"failover-loses-batch", "a batch whose connection is lost is sent elsewhere, or the program is told", []string{"P10"}, "DESIGN 17"},
