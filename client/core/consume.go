@@ -224,8 +224,8 @@ func (s *consumer) capacity() int {
 	return max(0, n)
 }
 
-// targets are the links where the consumer subscribes: to the home replicas of its
-// partitions, or to one server that relays.
+// targets are the links where the consumer subscribes: to the home replicas and owners of
+// its partitions, or to one server that relays.
 func (c *Core) targets(s *consumer) []*link {
 	var out []*link
 	if c.config.Via {
@@ -241,7 +241,11 @@ func (c *Core) targets(s *consumer) []*link {
 		}
 		return out
 	}
-	for _, node := range s.queue.homes {
+	nodes := slices.Clone(s.queue.homes)
+	for _, p := range s.queue.partitions {
+		nodes = append(nodes, p.owner) // until a partition has moved its owner may be no home
+	}
+	for _, node := range nodes {
 		if l := c.linkTo(node); l != nil && !slices.Contains(out, l) {
 			out = append(out, l)
 		}
@@ -263,7 +267,7 @@ func (c *Core) subscribe(now Instant, s *consumer) {
 		targets := c.targets(s)
 		if !s.closing {
 			for _, b := range slices.Clone(s.subs) {
-				if !slices.Contains(targets, b.link) { // no home replica any more
+				if !slices.Contains(targets, b.link) { // neither home replica nor owner any more
 					c.unsubscribe(now, b)
 				}
 			}

@@ -209,10 +209,16 @@ func (c *Core) ownerPushed(now Instant, msg *wire.Owner) {
 	}
 	// A new owner is told what is held before anything is settled there: what it does not
 	// know of it refuses. Its grace may be over or not said, if another node tells of it.
-	news := p.term.Less(msg.Term)
+	news, other := p.term.Less(msg.Term), p.owner != msg.Node
 	p.term, p.owner = msg.Term, msg.Node
 	if msg.Grace > 0 || news {
 		c.resume(now, p, msg.Node)
+	}
+	if other {
+		for _, s := range p.queue.consumers {
+			s.complete = false
+			c.subscribe(now, s)
+		}
 	}
 	c.retrySettles(now, p)
 	if p.batch != nil {
