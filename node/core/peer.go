@@ -19,11 +19,12 @@ type peer struct {
 	dirty   bool                // boot or commits are not on disk yet
 	since   Instant             // when it came up
 
-	fetching bool     // its catalog is on the way
-	again    *timer   // compares once more, after a difference
-	out      leaseSet // what this node holds from it
-	in       grantSet // what it holds from this node
-	pulls    map[wire.PartitionID]bool
+	fetching   bool     // its catalog is on the way
+	askedMoved Instant  // when it was last asked which partitions have moved
+	again      *timer   // compares once more, after a difference
+	out        leaseSet // what this node holds from it
+	in         grantSet // what it holds from this node
+	pulls      map[wire.PartitionID]bool
 }
 
 // conn is a connection that others opened to this node.
@@ -233,16 +234,49 @@ func (c *Core) onBeat(from ring.NodeID, b *wire.Beat) {
 	if b.CatalogSum != c.catalog.digest() || c.catalogLost && !c.catalogHeard[from] {
 		c.fetchCatalog(p)
 	}
+	var others []wire.PartitionID // that are not kept here
 	for _, id := range sortedKeys(c.parts) {
 		part := c.parts[id]
 		if len(part.sets) < 2 {
 			continue
 		}
 		part.copyOn()
-		if b.Settled && b.Ring == c.rings.current.Number() && part.isHome(from) {
+		switch {
+		case b.Ring != c.rings.current.Number() || !part.isHome(from):
+		case b.Settled:
 			part.learnMoved(from) // the mark was set while this node was away
+		case !part.home:
+			others = append(others, id)
 		}
 	}
+	c.askMoved(p, others)
+}
+
+// A peer is asked at most once in askMovedEvery which of maxAskMoved partitions have moved.
+const (
+	askMovedEvery = 5 * Second
+	maxAskMoved   = 1000
+)
+
+// askMoved asks a home replica, now and then, which partitions have moved, of those that are
+// not kept here: another one may hold up the ring step for long.
+func (c *Core) askMoved(p *peer, ids []wire.PartitionID) {
+	if len(ids) == 0 || c.now.Mono-p.askedMoved < askMovedEvery {
+		return
+	}
+	p.askedMoved = c.now.Mono
+	m := &wire.Inspect{Partitions: ids[:min(len(ids), maxAskMoved)]}
+	c.call(p.id, m, callTimeout, func(msg wire.Message) {
+		in, ok := msg.(*wire.Inspected)
+		if !ok {
+			return
+		}
+		for i := range in.States {
+			if part := c.parts[in.States[i].Partition]; part != nil {
+				part.movedTo(in.States[i].Moved)
+			}
+		}
+	})
 }
 
 // bootSeen remembers the highest boot number of a node.
