@@ -694,6 +694,9 @@ func (h *host) execute(e core.Effect) {
 					w.tracef("%s drops %s: after its deadline", h.name, w.describe(e.Msg))
 				}
 				w.check.dropping(h, c, e.Msg)
+				if c != nil {
+					w.lose(c, nil)
+				}
 				return
 			}
 		}

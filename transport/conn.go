@@ -25,6 +25,8 @@ var (
 	ErrSlow = errors.New("connection is too slow")
 	// ErrDead means that the other side gave no sign of life (Options.Keepalive).
 	ErrDead = errors.New("no sign of life")
+	// ErrLate means that a message was not written in time (SendBefore).
+	ErrLate = errors.New("a message was not written in time")
 	// ErrNoRequest means that there is no such request to answer, or not any more.
 	ErrNoRequest = errors.New("no such request")
 
@@ -148,7 +150,7 @@ func (c *Conn) TLS() *tls.ConnectionState {
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Err is why the connection closed, nil while it is open: ErrClosed after Close, a
-// *wire.Error that the other side sent, ErrBadFrame, ErrDead, ErrSlow or an error
+// *wire.Error that the other side sent, ErrBadFrame, ErrDead, ErrSlow, ErrLate or an error
 // of the network.
 func (c *Conn) Err() error {
 	c.mu.Lock()
@@ -194,7 +196,8 @@ func (c *Conn) setDeadlines() {
 func (c *Conn) Send(msg wire.Message) error { return c.SendBefore(msg, time.Time{}) }
 
 // SendBefore is Send of a message that must not be written after a moment, looked at
-// right before the write: then it is dropped, and nobody is told.
+// right before the write: then the connection is closed, with ErrLate. To drop it alone
+// would leave the two sides with different counts of what was sent.
 func (c *Conn) SendBefore(msg wire.Message, before time.Time) error {
 	f, err := c.encode(msg, 0, 0)
 	if err != nil {
@@ -610,8 +613,11 @@ func (c *Conn) drain(w *writer) error {
 		w.frames, c.queue = c.queue, w.frames[:0]
 		c.mu.Unlock()
 		for at := 0; at < len(w.frames); {
-			n, bytes := c.gather(w, w.frames[at:])
+			n, bytes, late := c.gather(w, w.frames[at:])
 			err := c.flushBuffers(w)
+			if err == nil && late {
+				err = ErrLate
+			}
 			for i := at; i < at+n; i++ {
 				w.frames[i].release()
 			}
@@ -628,9 +634,9 @@ func (c *Conn) drain(w *writer) error {
 	}
 }
 
-// gather takes frames for one write, and leaves out those whose time has passed. It
-// says how many frames that were and how many bytes of memory they counted for.
-func (c *Conn) gather(w *writer, frames []outFrame) (n, bytes int) {
+// gather takes frames for one write, up to one whose time has passed. It says how many
+// frames that were, with the late one, and how many bytes of memory they counted for.
+func (c *Conn) gather(w *writer, frames []outFrame) (n, bytes int, late bool) {
 	w.bufs = w.bufs[:0]
 	var now time.Time
 	for n < len(frames) && (n == 0 || bytes+frames[n].cost <= gatherBytes) {
@@ -642,12 +648,12 @@ func (c *Conn) gather(w *writer, frames []outFrame) (n, bytes int) {
 				now = time.Now()
 			}
 			if now.After(f.before) {
-				continue
+				return n, bytes, true
 			}
 		}
 		w.bufs = append(append(w.bufs, *f.head), f.payload...)
 	}
-	return n, bytes
+	return n, bytes, false
 }
 
 // flushBuffers writes what was gathered, with one system call where that is possible.

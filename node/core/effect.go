@@ -29,7 +29,8 @@ type (
 	}
 	// Push gives a one-way message to a connection that others opened. Before, if not
 	// 0, is the moment after which it must not be written any more: the ownership
-	// lease it rests on ends then. It is checked right before the write.
+	// lease it rests on ends then. It is checked right before the write; the connection
+	// is closed instead, as the two sides count what was handed out.
 	Push struct {
 		Conn   ConnID
 		Msg    wire.Message
