@@ -165,7 +165,8 @@ type DeleteQueue struct {
 type ListQueues struct {
 }
 
-// DescribeQueue asks for one queue, "" never matches. Answer: QueueInfo or ErrNoQueue.
+// DescribeQueue asks for one queue, "" never matches. Answer: QueueInfo, ErrNoQueue when a
+// majority of the members knows of no such queue, or ErrNotReady when none can be asked.
 type DescribeQueue struct {
 	Name    string
 	Catalog uint64
