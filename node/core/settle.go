@@ -253,13 +253,22 @@ type heldResume struct {
 // maxResumes bounds the resumes that wait per partition.
 const maxResumes = 1000
 
-// onResume takes what a consumer still holds: at once as the owner, else for when this
-// node becomes the owner.
+// onResume takes what a consumer still holds, once the queue that it knows is known here.
 func (c *Core) onResume(on ConnID, m *wire.Resume) {
 	s := c.subs[subKey{on, m.Sub}]
 	if s == nil || c.planted(bugNoResume) {
 		return
 	}
+	c.whenCatalog(s.version, func() {
+		if c.subs[s.key] == s {
+			c.resumed(s, m)
+		}
+	})
+}
+
+// resumed takes what a consumer still holds: at once as the owner, else for when this node
+// becomes the owner.
+func (c *Core) resumed(s *sub, m *wire.Resume) {
 	byID := map[wire.PartitionID][]wire.Held{}
 	for _, h := range m.Held {
 		byID[h.Receipt.Partition] = append(byID[h.Receipt.Partition], h)
