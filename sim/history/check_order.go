@@ -89,7 +89,7 @@ func (k *checker) inOrder(l line, places []place) {
 				// A library may have had it before, and given it back unseen when its owner went.
 				if !ok && (one && !k.rules.Ahead || k.rules.Calm) {
 					q, ok = earliest[by{who: e.Who}]
-					ok = ok && q.event < p.event
+					ok = ok && q.event < p.event && !k.lostBetween(p, q)
 				}
 				if !ok {
 					q, ok = earliest[by{term: e.Term}]
@@ -104,6 +104,13 @@ func (k *checker) inOrder(l line, places []place) {
 		note(by{who: e.Who}, p)
 		note(by{term: e.Term}, p)
 	}
+}
+
+// lostBetween tells whether what was handed out before early may have been lost between its
+// owner and a node that relayed: such a delivery comes again, from the next owner.
+func (k *checker) lostBetween(late, early place) bool {
+	f := &k.events[early.event]
+	return f.Node == "" && k.faults.touch(k.sentOf(&k.lives[late.life]).At, f.At, k.nodes...)
 }
 
 // overtaken is the breach of P5, unless the later message had waited its time.

@@ -277,6 +277,14 @@ var checkTests = []struct {
 		4ms delivered c p#1
 		5s fault-begin 1 crash on=n1
 		7s delivered c p#0 term=2.n2`},
+	{name: "P5: from the next owner, and it may have been lost on the way to who relays", text: two + `
+		3ms fault-begin 1 cut on=n1
+		4ms delivered c p#1 node=
+		7s delivered c p#0 term=2.n2 node=`},
+	{name: "P5: from the next owner, and nobody relays", broken: "P5", text: two + `
+		3ms fault-begin 1 cut on=n1
+		4ms delivered c p#1 node=n1
+		7s delivered c p#0 term=2.n2 node=n2`},
 	{name: "P5: from the next owner, and another consumer may have had it", text: two + `
 		3ms fault-begin 1 crash on=n1,d
 		4ms delivered c p#1
