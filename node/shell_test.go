@@ -256,7 +256,7 @@ func TestRequestAndReply(t *testing.T) {
 	}
 }
 
-// A delivery leaves the node before its lease ends, or not at all.
+// A delivery leaves the node before its lease ends, or its connection does.
 func TestPushAfterItsTime(t *testing.T) {
 	s := newShell(t, nil)
 	l := &listener{pushed: make(chan wire.Message, 10)}
@@ -264,15 +264,21 @@ func TestPushAfterItsTime(t *testing.T) {
 	conn := next[core.ConnOpened](s).Conn
 	now := s.loop.clock.now().Mono
 	s.do(
-		core.Push{Conn: conn, Msg: &wire.Owner{Partition: 1}, Before: now - core.Second},
-		core.Push{Conn: conn, Msg: &wire.Owner{Partition: 2}, Before: now + 60*core.Second},
-		core.Push{Conn: conn, Msg: &wire.Owner{Partition: 3}},
-		core.Push{Conn: conn + 1, Msg: &wire.Owner{Partition: 4}}, // no such connection
+		core.Push{Conn: conn, Msg: &wire.Owner{Partition: 1}, Before: now + 60*core.Second},
+		core.Push{Conn: conn, Msg: &wire.Owner{Partition: 2}},
+		core.Push{Conn: conn + 1, Msg: &wire.Owner{Partition: 3}}, // no such connection
 	)
-	for _, want := range []wire.PartitionID{2, 3} {
+	for _, want := range []wire.PartitionID{1, 2} {
 		if got := (<-l.pushed).(*wire.Owner).Partition; got != want {
 			t.Errorf("pushed %d, want %d", got, want)
 		}
+	}
+	s.do(core.Push{Conn: conn, Msg: &wire.Owner{Partition: 4}, Before: now - core.Second})
+	if closed := next[core.ConnClosed](s); closed.Conn != conn {
+		t.Errorf("closed connection %d, the late push was for %d", closed.Conn, conn)
+	}
+	if len(l.pushed) != 0 {
+		t.Errorf("%+v was pushed late", <-l.pushed)
 	}
 }
 
