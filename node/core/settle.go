@@ -253,29 +253,38 @@ type heldResume struct {
 // maxResumes bounds the resumes that wait per partition.
 const maxResumes = 1000
 
-// onResume takes what a consumer still holds, once the queue that it knows is known here.
+// onResume takes what a consumer still holds. What is of a queue that is not known here waits
+// for the catalog that its client has seen.
 func (c *Core) onResume(on ConnID, m *wire.Resume) {
 	s := c.subs[subKey{on, m.Sub}]
 	if s == nil || c.planted(bugNoResume) {
 		return
 	}
+	unknown := c.resumed(s, m)
+	if len(unknown) == 0 || s.version <= c.catalog.version {
+		return
+	}
 	c.whenCatalog(s.version, func() {
 		if c.subs[s.key] == s {
-			c.resumed(s, m)
+			c.resumed(s, &wire.Resume{Sub: m.Sub, Consumer: m.Consumer, Held: unknown})
 		}
 	})
 }
 
 // resumed takes what a consumer still holds: at once as the owner, else for when this node
-// becomes the owner.
-func (c *Core) resumed(s *sub, m *wire.Resume) {
+// becomes the owner. It returns what is of partitions that are not known here.
+func (c *Core) resumed(s *sub, m *wire.Resume) (unknown []wire.Held) {
 	byID := map[wire.PartitionID][]wire.Held{}
 	for _, h := range m.Held {
 		byID[h.Receipt.Partition] = append(byID[h.Receipt.Partition], h)
 	}
 	for _, id := range sortedKeys(byID) {
 		p := c.known(id)
-		if p == nil || p.entry.Name != s.to.queue {
+		if p == nil {
+			unknown = append(unknown, byID[id]...)
+			continue
+		}
+		if p.entry.Name != s.to.queue {
 			continue
 		}
 		if p.own != nil && p.own.phase >= grace {
@@ -291,6 +300,7 @@ func (c *Core) resumed(s *sub, m *wire.Resume) {
 			p.resumes = append(p.resumes, heldResume{sub: s, consumer: m.Consumer, held: byID[id], at: c.now.Mono})
 		}
 	}
+	return unknown
 }
 
 // resume puts what a consumer holds into the table. Of two claims to one message the
