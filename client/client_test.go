@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -210,6 +211,46 @@ func TestSendBatchKeepsOrder(t *testing.T) {
 	if !errors.Is(err, client.ErrTooLarge) || sent[0].Err != nil || !errors.Is(sent[1].Err, client.ErrTooLarge) || sent[2].Err != nil {
 		t.Errorf("%v: %v", err, sent)
 	}
+}
+
+// What arrives damaged is said by the node for the connection, and it is no answer to the
+// request: that was right.
+func TestDamageOnTheWayIsNoAnswer(t *testing.T) {
+	for what, mark := range map[string]string{"hello": "me and you", "records": "a body"} {
+		t.Run(what, func(t *testing.T) {
+			f := newFakeMesh(t, 1)
+			f.create("photos", 1)
+			var hurt atomic.Int32
+			mesh := dial(t, f, client.DialContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
+				nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+				return &damagingConn{Conn: nc, mark: []byte(mark), hurt: &hurt}, err
+			}), client.Name("me and you"))
+			if _, err := mesh.Queue("photos").Send(t.Context(), client.Message{Body: []byte("a body")}); err != nil {
+				t.Error(err)
+			}
+			if hurt.Load() != 1 {
+				t.Errorf("damaged %d times", hurt.Load())
+			}
+			if got := f.bodies("photos"); !slices.Equal(got, []string{"a body"}) {
+				t.Errorf("stored %q", got)
+			}
+		})
+	}
+}
+
+// damagingConn flips a bit of the first thing written that has mark in it.
+type damagingConn struct {
+	net.Conn
+	mark []byte
+	hurt *atomic.Int32
+}
+
+func (c *damagingConn) Write(b []byte) (int, error) {
+	if i := bytes.Index(b, c.mark); i >= 0 && c.hurt.CompareAndSwap(0, 1) {
+		b = bytes.Clone(b)
+		b[i] ^= 1
+	}
+	return c.Conn.Write(b)
 }
 
 func TestSendFailsOver(t *testing.T) {

@@ -404,13 +404,9 @@ func (k *link) call(ef core.Call) {
 	answer := func(msg wire.Message) {
 		k.loop.put(posted{event: core.Answered{Call: ef.Call, Msg: msg}, link: k})
 	}
-	err := k.conn.Go(ef.Msg, func(msg wire.Message, err error) {
-		var w *wire.Error
-		switch {
-		case err == nil:
+	err := k.conn.Go(ef.Msg, func(msg wire.Message, _ error) {
+		if msg != nil {
 			answer(msg)
-		case errors.As(err, &w):
-			answer(w)
 		}
 	})
 	if errors.Is(err, transport.ErrSlow) {

@@ -87,7 +87,7 @@ func (d *door) check(remote *wire.Hello) *wire.Error {
 		return nil
 	}
 	if remote.Node == d.self {
-		return wire.Errorf(wire.ErrBadRequest, "this is the node itself")
+		return wire.Errorf(wire.ErrUnauthorized, "this is the node itself")
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -533,7 +533,7 @@ func TestWrongMesh(t *testing.T) {
 	}{
 		{wire.Hello{Mesh: 1, Node: 5, Boot: 1}, wire.ErrWrongMesh},
 		{wire.Hello{Mesh: 1}, wire.ErrWrongMesh},
-		{wire.Hello{Mesh: testMesh, Node: s.ID(), Boot: 1}, wire.ErrBadRequest},
+		{wire.Hello{Mesh: testMesh, Node: s.ID(), Boot: 1}, wire.ErrUnauthorized},
 	} {
 		_, err := transport.Dial(ctx, s.Addr(), &c.hello, nil, transport.Options{})
 		if !errors.Is(err, c.want) {

@@ -150,7 +150,7 @@ func (c *Conn) TLS() *tls.ConnectionState {
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Err is why the connection closed, nil while it is open: ErrClosed after Close, a
-// *wire.Error that the other side sent, ErrBadFrame, ErrDead, ErrSlow, ErrLate or an error
+// *wire.Error that the other side sent, ErrBadFrame (here or there), ErrDead, ErrSlow, ErrLate or an error
 // of the network.
 func (c *Conn) Err() error {
 	c.mu.Lock()
@@ -420,15 +420,15 @@ func (c *Conn) finish() {
 // end closes the connection for what the reader came upon, and drops what still
 // arrives until the other side has seen it.
 func (c *Conn) end(err error) {
-	var remote *wire.Error
+	var told *toldError
 	switch {
+	case errors.As(err, &told):
+		c.o.Logger.Warn("connection refused by the other side", "remote", c.nc.RemoteAddr(), "error", err)
+		c.fail(err, false)
 	case errors.Is(err, ErrBadFrame):
 		c.o.Logger.Warn("connection closed", "remote", c.nc.RemoteAddr(), "error", err)
 		_ = c.Send(wire.Errorf(wire.ErrBadRequest, "%s", clip(err.Error())))
 		c.fail(err, true)
-	case errors.As(err, &remote):
-		c.o.Logger.Warn("connection refused by the other side", "remote", c.nc.RemoteAddr(), "error", err)
-		c.fail(err, false)
 	case err == io.EOF:
 		c.fail(errRemoteClosed, true)
 	default:
@@ -481,6 +481,20 @@ func (c *Conn) refuse(p prelude, err error) error {
 	return fmt.Errorf("%w: %w", ErrBadFrame, plainError{err})
 }
 
+// toldError is why the other side closes the connection. It answers no request: one that
+// came damaged ([wire.CodeBadRequest] here) is right, and may be made again elsewhere.
+type toldError struct{ e *wire.Error }
+
+func (t *toldError) Error() string { return "the other side says: " + t.e.Error() }
+
+// Unwrap is ErrBadFrame where that is what the other side got.
+func (t *toldError) Unwrap() error {
+	if t.e.Code == wire.CodeBadRequest {
+		return ErrBadFrame
+	}
+	return t.e
+}
+
 // plainError hides what an error wraps: a *wire.Error in a bad frame is not one that
 // the other side sent.
 type plainError struct{ error }
@@ -513,7 +527,7 @@ func (c *Conn) dispatch(p prelude, msg wire.Message) error {
 	}
 	switch m := msg.(type) {
 	case *wire.Error:
-		return m
+		return &toldError{m}
 	case *wire.Hello:
 		return fmt.Errorf("%w: a second hello", ErrBadFrame)
 	}

@@ -17,7 +17,8 @@ import (
 // Dial connects to addr (host:port) and returns after both hellos. ctx and
 // Options.HelloTimeout bound it; afterwards ctx has no effect. Version and
 // MinVersion of hello are filled in. A nil h refuses requests and drops one-way
-// messages. A refusal by the other side comes as *wire.Error.
+// messages. A refusal by the other side comes as *wire.Error,
+// a hello that arrived damaged as ErrBadFrame.
 func Dial(ctx context.Context, addr string, hello *wire.Hello, h Handler, o Options) (*Conn, error) {
 	o = o.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, o.HelloTimeout)
@@ -125,7 +126,7 @@ func (c *Conn) hear() error {
 		return fmt.Errorf("%w: %w", ErrBadFrame, plainError{err})
 	}
 	if e, ok := msg.(*wire.Error); ok {
-		return e
+		return &toldError{e}
 	}
 	c.remote = msg.(*wire.Hello)
 	return nil

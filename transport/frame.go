@@ -26,7 +26,8 @@ const (
 
 const knownFlags = flagRequest | flagAnswer
 
-// ErrBadFrame means that bytes are not a frame. The connection is closed.
+// ErrBadFrame means that bytes are not a frame, here or on the other side. The connection
+// is closed.
 var ErrBadFrame = errors.New("malformed frame")
 
 // prelude is the fixed part of a frame. All numbers are big endian:

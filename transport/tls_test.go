@@ -134,7 +134,7 @@ func TestTLSWithoutClientCertificates(t *testing.T) {
 	c := dialTo(t, addr, nil, Options{TLSFiles: &TLSFiles{CA: ca.file}})
 	records := wire.AppendRecord(nil, &wire.Record{Body: make([]byte, 1<<20)})
 	m := &wire.Enqueue{Count: 1, Records: records, Checksum: wire.Checksum(records) + 1}
-	if _, err := c.Call(t.Context(), m); !errors.Is(err, ErrClosed) || !errors.Is(c.Err(), wire.ErrBadRequest) {
+	if _, err := c.Call(t.Context(), m); !errors.Is(err, ErrClosed) || !errors.Is(c.Err(), ErrBadFrame) || errors.Is(err, wire.ErrBadRequest) {
 		t.Errorf("damaged records: %v, closed with %v", err, c.Err())
 	}
 	if c := dialTo(t, addr, nil, Options{TLSFiles: &TLSFiles{CA: ca.file}}); c.TLS() == nil || len(c.TLS().PeerCertificates) == 0 {
