@@ -9,7 +9,8 @@ import (
 // Shrinker makes a plan that breaks a promise smaller: it takes parts out and keeps what
 // is left as long as that breaks the same promise. It is delta debugging (Zeller and
 // Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", IEEE TSE 28(2), 2002)
-// over faults, clients, queues and nodes, and then over the values that are left.
+// over faults, clients, groups, queues and nodes, and then over the values that are left.
+// Each group that is left keeps a consumer.
 type Shrinker struct {
 	// Broken runs a plan and tells whether it breaks the promise in question. It is called
 	// from Workers goroutines at once, and must not keep or change the plan.
@@ -42,6 +43,7 @@ func (s *Shrinker) Shrink(ctx context.Context, p *Plan, at Duration) *Plan {
 		before := s.best
 		s.drop(ctx, faultCount, withoutFaults)
 		s.drop(ctx, clientCount, withoutClients)
+		s.drop(ctx, groupCount, withoutGroups)
 		s.drop(ctx, queueCount, withoutQueues)
 		s.drop(ctx, nodeCount, withoutNodes)
 		s.drop(ctx, nameCount, withoutNames)

@@ -58,8 +58,8 @@ func TestShrink(t *testing.T) {
 	if err := small.Validate(); err != nil {
 		t.Errorf("the small plan is not valid: %v", err)
 	}
-	if len(small.Faults) != 2 || len(small.Producers) != 1 || len(small.Consumers) != 0 || len(small.Queues) != 1 || len(small.Mesh.Nodes) != 2 {
-		t.Errorf("left: %d faults, %d producers, %d consumers, %d queues, %d nodes; want 2 1 0 1 2",
+	if len(small.Faults) != 2 || len(small.Producers) != 1 || len(small.Consumers) != 1 || len(small.Queues) != 1 || len(small.Mesh.Nodes) != 2 {
+		t.Errorf("left: %d faults, %d producers, %d consumers, %d queues, %d nodes; want 2 1 1 1 2",
 			len(small.Faults), len(small.Producers), len(small.Consumers), len(small.Queues), len(small.Mesh.Nodes))
 	}
 	if q := small.Queues[0]; q.Partitions != 0 || small.Mesh.Nodes[0].Zone != "" {
@@ -73,6 +73,51 @@ func TestShrink(t *testing.T) {
 		t.Error("shrinking twice gives two plans")
 	}
 	t.Logf("%d runs", runs.Load())
+}
+
+// TestShrinkKeepsConsumers takes out consumers that are too many, and groups with all of
+// theirs, but leaves no group that is left without one.
+func TestShrinkKeepsConsumers(t *testing.T) {
+	p := big()
+	p.Queues[1].Groups = []string{"one", "two", "three"}
+	p.Consumers = nil
+	for _, q := range p.Queues {
+		for _, group := range append(q.Groups, "")[:max(1, len(q.Groups))] {
+			for i := range 3 {
+				name := fmt.Sprintf("c%s%s%d", q.Name, group, i)
+				p.Consumers = append(p.Consumers, Consumer{Name: name, Queue: q.Name, Group: group})
+			}
+		}
+	}
+	p.Consumers = append(p.Consumers, Consumer{Name: "named", Queue: "q2", Group: "default"})
+	p.Faults = append(p.Faults, Fault{Kind: ConsumerCrash, At: Duration(time.Second), On: []string{"cq1two2"}})
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	starved := func(p *Plan) bool { // a group of a queue that is sent to has no consumer
+		for _, x := range p.Producers {
+			q := p.Filled().Queues[slices.IndexFunc(p.Queues, func(q Queue) bool { return q.Name == x.Queue })]
+			for _, group := range q.Groups {
+				if !slices.ContainsFunc(p.Filled().Consumers, func(c Consumer) bool { return c.Queue == q.Name && c.Group == group }) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	broken := func(p *Plan) bool {
+		two := slices.ContainsFunc(p.Producers, func(x Producer) bool { return x.Queue == "q1" }) &&
+			slices.ContainsFunc(p.Queues, func(q Queue) bool { return slices.Contains(q.Groups, "two") })
+		return two || starved(p)
+	}
+	small := (&Shrinker{Broken: broken}).Shrink(context.Background(), p, 0)
+	if starved(small) {
+		t.Errorf("a group without a consumer is left: %+v %+v", small.Queues, small.Consumers)
+	}
+	if len(small.Queues) != 1 || len(small.Queues[0].Groups) != 1 || len(small.Consumers) != 1 || len(small.Producers) != 1 || len(small.Faults) != 0 {
+		t.Errorf("left: %d queues, %d consumers, %d producers, %d faults; want one each with one group, and no fault",
+			len(small.Queues), len(small.Consumers), len(small.Producers), len(small.Faults))
+	}
 }
 
 // TestShrinkBounds ends early by tries and by context, and never gives what is not broken.
