@@ -93,7 +93,7 @@ func (k *checker) inOrder(l line, places []place) {
 				}
 				if !ok {
 					q, ok = earliest[by{term: e.Term}]
-					ok = ok && q.event < p.event && k.faults.quiet(k.events[q.event].At, e.At, k.way(e)...) > k.rules.Flight && !lost(p, e.Term)
+					ok = ok && q.event < p.event && k.faults.quiet(k.events[q.event].At, e.At, k.between(e)...) > k.rules.Flight && !lost(p, e.Term)
 				}
 				if ok {
 					k.overtaken(l, p, q)
@@ -104,6 +104,16 @@ func (k *checker) inOrder(l line, places []place) {
 		note(by{who: e.Who}, p)
 		note(by{term: e.Term}, p)
 	}
+}
+
+// between is everybody that a message passed before its consumer's program got it. One
+// that was taken ahead of need waits for the program, which waits until another message
+// of its own is settled, at any node (seed 31017).
+func (k *checker) between(e *Event) []string {
+	if k.rules.Ahead {
+		return append(k.way(e), k.nodes...)
+	}
+	return k.way(e)
 }
 
 // lostBetween tells whether what was handed out before early may have been lost between its
