@@ -3,6 +3,7 @@
 GO      ?= go
 SEEDS   ?= 200
 FIRST   ?= 1
+FRESH   ?= 8m
 FUZZ    ?= 10s
 CHAOS   ?= --scenario all
 NODES   ?= 3
@@ -11,12 +12,12 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test race test-mesh check fmt vet staticcheck bench bench-go bench-test fuzz swarm mutants mutants-quick chaos clean
+.PHONY: help run build test race test-mesh check fmt vet staticcheck bench bench-go bench-test fuzz swarm swarm-fresh mutants mutants-quick chaos clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Settings: NODES=$(NODES) DATA=$(DATA) (run), SEEDS=$(SEEDS) FIRST=$(FIRST) (swarm), FUZZ=$(FUZZ) for each fuzzer (fuzz)"
+	@echo "  Settings: NODES=$(NODES) DATA=$(DATA) (run), SEEDS=$(SEEDS) FIRST=$(FIRST) (swarm), FRESH=$(FRESH) (swarm-fresh), FUZZ=$(FUZZ) for each fuzzer (fuzz)"
 
 run: build ## build bin/meshq and start a mesh of three nodes on this machine, data in ./data
 	@exec bin/meshq dev --nodes $(NODES) --data $(DATA)
@@ -36,6 +37,9 @@ test-mesh: build ## long tests: real processes, real kills
 
 swarm: ## simulate the protocol under SEEDS random schedules of faults, from seed FIRST on
 	$(GO) test -count=1 -timeout 20m -run '^TestSwarm$$' ./sim -swarm.first=$(FIRST) -swarm.seeds=$(SEEDS)
+
+swarm-fresh: ## simulate for FRESH, with seeds that each commit has of its own
+	$(GO) test -count=1 -timeout 60m -run '^TestSwarm$$' ./sim -swarm.time=$(FRESH) -swarm.first=$$((0x$$(git rev-parse --short=8 HEAD 2>/dev/null || echo 1)))
 
 mutants: ## find each planted bug by simulation, about 15 minutes; TABLE=docs/planted-bugs.md writes the table there
 	$(GO) test -tags mutants -count=1 -timeout 60m -v -run '^(TestMutants|TestPlantingIsFree)$$' ./sim $(if $(TABLE),-mutants.table=$(abspath $(TABLE)))
@@ -75,7 +79,7 @@ vet: ## go vet, long tests too
 staticcheck: ## staticcheck, in the version that go.mod pins
 	$(GO) tool staticcheck -tags mesh ./...
 
-check: build fmt vet staticcheck bench-test race mutants-quick swarm test-mesh chaos test ## what CI runs, and all of chaos: all but the benchmarks, fuzz and mutants
+check: build fmt vet staticcheck bench-test race mutants-quick swarm-fresh test-mesh chaos test ## what CI runs, and all of chaos: all but the benchmarks, fuzz and mutants
 
 clean: ## remove what was built (not ./data)
 	rm -rf bin
