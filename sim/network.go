@@ -1,6 +1,9 @@
 package sim
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/cespare/xxhash/v2"
@@ -51,7 +54,7 @@ type frame struct {
 	number  uint64
 	msg     wire.Message
 	arrives int64
-	damaged bool // its checksum will not fit
+	damaged bool // whoever gets it sees that
 }
 
 // conn is one connection. Direction 0 goes from the side that opened it.
@@ -163,8 +166,16 @@ func (w *world) send(c *conn, dir int, f frame) {
 		w.at(silent, func() { w.lose(c, nil) })
 	}
 	if p := share(l.corrupt); p > 0 {
+		var hurt []int
 		for i := range uint64(size/packetBytes + 1) {
-			f.damaged = f.damaged || unit(w.luck(luckTCP, mix(l.key, i), 7, l.packets)) < p
+			if unit(w.luck(luckTCP, mix(l.key, i), 7, l.packets)) < p {
+				first, end := int(i)*packetBytes, min(int(i+1)*packetBytes, size)
+				hurt = append(hurt, first*8+int(w.luck(luckTCP, mix(l.key, i), 8, l.packets)%uint64(8*max(1, end-first))))
+			}
+		}
+		if len(hurt) > 0 {
+			copied = damage(bytes, hurt)
+			f.damaged = copied == nil
 		}
 	}
 	c.last[dir] = f.arrives
@@ -186,6 +197,30 @@ func (w *world) send(c *conn, dir int, f frame) {
 	if len(c.frames[dir]) == 1 {
 		w.pump(c, dir, f.arrives)
 	}
+}
+
+// damage flips bits of an encoded message and gives what its receiver makes of it: nil
+// if it sees that. All up to the payload is under the checksum of the frame, and of the
+// payload under that of a batch or a delivery, which decoding checks. (The receiver then
+// ends the connection and says why. That answers no request, so it is told from a
+// connection that is lost in the text of errors alone, and not modelled.)
+func damage(encoded []byte, bits []int) wire.Message {
+	payload := 5 + int(binary.BigEndian.Uint32(encoded[1:]))
+	hurt := slices.Clone(encoded)
+	for _, bit := range bits {
+		if bit/8 < payload || bit/8 >= len(hurt) {
+			return nil
+		}
+		hurt[bit/8] ^= 1 << (bit % 8)
+	}
+	msg, err := wire.Decode(hurt)
+	switch {
+	case err == nil:
+		return msg
+	case errors.Is(err, wire.ErrBadBatch), errors.Is(err, wire.ErrBadMessage):
+		return nil
+	}
+	panic(fmt.Sprintf("damage on the way is refused as if it had been sent: %v", err)) // P10: the sender was right
 }
 
 // pump makes the frames of one direction arrive, in order, while the link holds.

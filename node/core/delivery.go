@@ -526,9 +526,13 @@ func (f *feed) give(s *sub, x *cached, run wire.Run, attempt uint32, cause wire.
 	f.arm(d, wire.CauseLease)
 	f.o.announce(f.id, b.Lane, run)
 	c.stats.delivered(cause, run.Len())
+	sum := wire.Checksum(records)
+	if c.planted(bugDeliveryNoSum) {
+		sum = 0
+	}
 	return wire.Delivery{
 		Receipt: d.receipt, Stamp: b.Stamp, Cause: cause, Lease: p.entry.Settings.Lease,
-		Length: uint32(len(records)), Checksum: wire.Checksum(records), Records: records,
+		Length: uint32(len(records)), Checksum: sum, Records: records,
 	}, true
 }
 

@@ -65,6 +65,7 @@ const (
 	bugRepairedByOne    bug = "repaired-by-one"
 	bugRepairedNoTerm   bug = "repaired-forgets-term"
 	bugDamageIgnored    bug = "damaged-batch-kept"
+	bugDeliveryNoSum    bug = "delivery-without-checksum"
 )
 
 // planted says whether a bug is in this core.

@@ -68,5 +68,6 @@ func Planted() []PlantedBug {
 		{"repaired-by-one", "a repair needs N - majority + 1 other home replicas", []string{"two owners", "P1", "P2", "P3"}, "design 1 (P12)"},
 		{"repaired-forgets-term", "a replica that is whole again promises the highest term that it heard of", []string{"two owners", "P3", "P4"}, "design 7"},
 		{"damaged-batch-kept", "a batch that fails its checksum is not what the replica has", []string{"P2", "P9"}, "design 1 (P9)"},
+		{"delivery-without-checksum", "a delivery has a checksum: that of its batch does not cover a part of it", []string{"P9"}, "design 1 (P9)"},
 	}
 }

@@ -52,15 +52,11 @@ func sendable(msg Message) Message {
 		return msg
 	}
 	for i := range d.Deliveries {
-		if int(d.Deliveries[i].Length) != len(d.Deliveries[i].Records) || d.Deliveries[i].Checksum == 0 {
+		if int(d.Deliveries[i].Length) != len(d.Deliveries[i].Records) {
 			c := *d
 			c.Deliveries = append([]Delivery(nil), d.Deliveries...)
 			for i := range c.Deliveries {
-				x := &c.Deliveries[i]
-				x.Length = uint32(len(x.Records))
-				if x.Checksum == 0 {
-					x.Checksum = Checksum(x.Records)
-				}
+				c.Deliveries[i].Length = uint32(len(c.Deliveries[i].Records))
 			}
 			return &c
 		}
