@@ -26,29 +26,49 @@ type write struct {
 }
 
 // enqueue answers Enqueue: a batch is passed to the owner, found to be known, or
-// accepted into this node's own lane.
+// accepted into this node's own lane. All that it waits for, one after the other, is
+// within the time that its sender waits (P10).
 func (c *Core) enqueue(req ReqID, m *wire.Enqueue) {
-	c.whenCatalog(m.Catalog, func() {
-		p := c.parts[m.Partition]
-		if p == nil {
-			if e := c.catalog.live(m.Queue); e != nil && c.places[m.Partition].queue == m.Queue {
-				p = c.known(m.Partition)
+	until := c.now.Mono + timeoutOf(m)
+	c.whenCatalogBy(m.Catalog, until, func() { c.enqueueKnown(req, m, until, false) })
+}
+
+// enqueueKnown takes a batch if its queue is known here. asked says that this node knows
+// what a majority knows: before that it does not say that there is no such queue.
+func (c *Core) enqueueKnown(req ReqID, m *wire.Enqueue, until Instant, asked bool) {
+	p := c.parts[m.Partition]
+	if p == nil {
+		if e := c.catalog.live(m.Queue); e != nil && c.places[m.Partition].queue == m.Queue {
+			p = c.known(m.Partition)
+		}
+	}
+	switch {
+	case c.draining:
+		c.reply(req, wire.Errorf(wire.ErrNotReady, "node %s is draining", c.cfg.Self.Name))
+	case p != nil:
+		p.enqueue(req, m, until, false)
+	case asked || m.Catalog > c.catalog.version:
+		c.reply(req, c.noQueue(m.Queue, m.Catalog))
+	default:
+		unsure := func() { c.reply(req, c.unsure()) }
+		late := c.timers.add(until, unsure)
+		c.learnCatalog(func(known bool) {
+			switch {
+			case late.index < 0: // answered
+			case !known:
+				c.timers.stop(late)
+				unsure()
+			default:
+				c.timers.stop(late)
+				c.enqueueKnown(req, m, until, true)
 			}
-		}
-		switch {
-		case p == nil:
-			c.reply(req, c.noQueue(m.Queue, m.Catalog))
-		case c.draining:
-			c.reply(req, wire.Errorf(wire.ErrNotReady, "node %s is draining", c.cfg.Self.Name))
-		default:
-			p.enqueue(req, m, false)
-		}
-	})
+		})
+	}
 }
 
 // enqueue takes a batch. maybe says that another node may have stored it: a refusal of
 // this one is then no proof that it is not (P10).
-func (p *partition) enqueue(req ReqID, m *wire.Enqueue, maybe bool) {
+func (p *partition) enqueue(req ReqID, m *wire.Enqueue, until Instant, maybe bool) {
 	c := p.core
 	if limit := int(p.entry.Settings.MaxMessageBytes); len(m.Records) > limit {
 		if err := wire.CheckRecords(m.Records, m.Count, limit); err != nil {
@@ -62,19 +82,19 @@ func (p *partition) enqueue(req ReqID, m *wire.Enqueue, maybe bool) {
 	}
 	for _, w := range p.writes {
 		if w.batch.Producer == m.Producer && w.batch.Sequence == m.Sequence && w.batch.Count == m.Count && !w.replied {
-			w.join(req, timeoutOf(m)) // tried again while it is under way
+			w.join(req, until) // tried again while it is under way
 			return
 		}
 	}
 	if at, known := p.find(m.Producer, m.Sequence, uint64(m.Count)); known {
-		p.again(req, at, timeoutOf(m))
+		p.again(req, at, until)
 		return
 	}
 	if owner := p.owner(); !m.Passed && owner != c.self && owner != 0 && c.answering(owner) {
-		p.pass(req, owner, m)
+		p.pass(req, owner, m, until)
 		return
 	}
-	p.accept(req, m, maybe)
+	p.accept(req, m, until, maybe)
 }
 
 // refuse answers a batch that this node does not take.
@@ -86,7 +106,7 @@ func (c *Core) refuse(req ReqID, err *wire.Error, maybe bool) {
 }
 
 // pass gives an enqueue to the owner; if the owner is silent this node accepts it.
-func (p *partition) pass(req ReqID, owner ring.NodeID, m *wire.Enqueue) {
+func (p *partition) pass(req ReqID, owner ring.NodeID, m *wire.Enqueue, until Instant) {
 	passed := *m
 	passed.Passed = true
 	p.core.call(owner, &passed, passTimeout, func(answer wire.Message) {
@@ -95,29 +115,29 @@ func (p *partition) pass(req ReqID, owner ring.NodeID, m *wire.Enqueue) {
 			p.core.reply(req, a)
 		case *wire.Error:
 			if a.Code == wire.CodeNotReady || a.Code == wire.CodeDiskFull { // here there may be room (P6)
-				p.enqueuePassed(req, &passed, false)
+				p.enqueuePassed(req, &passed, until, false)
 				return
 			}
 			p.core.reply(req, a)
 		default:
-			p.enqueuePassed(req, &passed, true)
+			p.enqueuePassed(req, &passed, until, true)
 		}
 	})
 }
 
 // enqueuePassed takes an enqueue that the owner did not take, or (maybe) of which it has
 // not said so, if the queue still exists.
-func (p *partition) enqueuePassed(req ReqID, m *wire.Enqueue, maybe bool) {
+func (p *partition) enqueuePassed(req ReqID, m *wire.Enqueue, until Instant, maybe bool) {
 	if p.core.parts[p.id] != p {
 		p.core.refuse(req, wire.Errorf(wire.ErrNoQueue, "queue %s was deleted", m.Queue), maybe)
 		return
 	}
-	p.enqueue(req, m, maybe)
+	p.enqueue(req, m, until, maybe)
 }
 
 // accept gives a batch the next offsets of this node's own lane, and at the same time
 // writes it here and sends it to all home replicas.
-func (p *partition) accept(req ReqID, m *wire.Enqueue, maybe bool) {
+func (p *partition) accept(req ReqID, m *wire.Enqueue, until Instant, maybe bool) {
 	c := p.core
 	size := len(m.Records) + wire.HeaderSize
 	switch {
@@ -146,7 +166,7 @@ func (p *partition) accept(req ReqID, m *wire.Enqueue, maybe bool) {
 	c.stats.Accepted += uint64(m.Count)
 	p.hold(&b, !p.home)
 	l.unready.Add(b.Run())
-	p.startWrite(b, req, timeoutOf(m), true)
+	p.startWrite(b, req, until, true)
 }
 
 // timeoutOf is how long the sender waits for an answer.
@@ -158,12 +178,12 @@ func timeoutOf(m *wire.Enqueue) Instant {
 }
 
 // join adds a request to a write that is under way; it is answered in its own time.
-func (w *write) join(req ReqID, timeout Instant) {
+func (w *write) join(req ReqID, until Instant) {
 	if req == 0 {
 		return
 	}
 	w.reqs = append(w.reqs, req)
-	w.p.core.after(timeout, func() {
+	w.p.core.timers.add(until, func() {
 		if i := slices.Index(w.reqs, req); i >= 0 {
 			w.reqs = slices.Delete(w.reqs, i, i+1)
 			w.p.core.reply(req, w.quorumError())
@@ -224,7 +244,7 @@ func (p *partition) hintOp(l wire.Lane) wire.Op {
 
 // startWrite brings a batch that this node holds to W nodes. persist says that it is
 // not on this node's disk yet.
-func (p *partition) startWrite(b wire.Batch, req ReqID, timeout Instant, persist bool) {
+func (p *partition) startWrite(b wire.Batch, req ReqID, until Instant, persist bool) {
 	c := p.core
 	w := &write{p: p, batch: b, hint: !p.home, want: p.writeQuorum(), asked: []ring.NodeID{c.self}}
 	if req != 0 {
@@ -258,10 +278,10 @@ func (p *partition) startWrite(b wire.Batch, req ReqID, timeout Instant, persist
 	if w.ended {
 		return
 	}
-	w.timer = c.after(min(fallbackAfter, timeout), func() {
+	w.timer = c.timers.add(min(c.now.Mono+fallbackAfter, until), func() {
 		w.late()
 		if !w.ended {
-			w.timer = c.after(max(0, timeout-fallbackAfter), w.giveUp)
+			w.timer = c.timers.add(until, w.giveUp)
 		}
 	})
 }
@@ -449,7 +469,7 @@ func (p *partition) resend(id ring.NodeID) {
 
 // again answers a batch that is already here with its position, after making sure
 // that W nodes hold it, or that a majority holds its acks for all groups.
-func (p *partition) again(req ReqID, at laneRun, timeout Instant) {
+func (p *partition) again(req ReqID, at laneRun, until Instant) {
 	c := p.core
 	l := p.lane(at.lane)
 	c.stats.Repeated++
@@ -458,11 +478,11 @@ func (p *partition) again(req ReqID, at laneRun, timeout Instant) {
 		return
 	}
 	if !l.held.Covers(at.run) {
-		p.againDone(req, at, timeout)
+		p.againDone(req, at, until)
 		return
 	}
 	if x := c.cache.get(p.id, at.lane, at.run.From); x != nil {
-		p.startWrites(req, []wire.Batch{x.batch}, at, timeout)
+		p.startWrites(req, []wire.Batch{x.batch}, at, until)
 		return
 	}
 	c.read(p.id, at.lane, wire.Runs{at.run}, wire.MaxBatchBytes, func(done ReadDone) {
@@ -473,14 +493,14 @@ func (p *partition) again(req ReqID, at laneRun, timeout Instant) {
 			c.reply(req, wire.Errorf(wire.ErrTimeout, "the batch is here but could not be read"))
 			return
 		}
-		p.startWrites(req, done.Batches, at, timeout)
+		p.startWrites(req, done.Batches, at, until)
 	})
 }
 
 // startWrites confirms batches that are already here, then answers with at.
-func (p *partition) startWrites(req ReqID, batches []wire.Batch, at laneRun, timeout Instant) {
+func (p *partition) startWrites(req ReqID, batches []wire.Batch, at laneRun, until Instant) {
 	if len(batches) == 1 && batches[0].Run() == at.run {
-		p.startWrite(batches[0], req, timeout, false)
+		p.startWrite(batches[0], req, until, false)
 		return
 	}
 	// A retry of another size than the first try: the client must not do that.
@@ -489,7 +509,7 @@ func (p *partition) startWrites(req ReqID, batches []wire.Batch, at laneRun, tim
 
 // againDone answers for a batch whose body has gone: every group has done it, so it is
 // enough that a majority knows that.
-func (p *partition) againDone(req ReqID, at laneRun, timeout Instant) {
+func (p *partition) againDone(req ReqID, at laneRun, until Instant) {
 	c := p.core
 	if !p.doneByAll(at.lane).Covers(at.run) {
 		// Known from an ack or from another replica's list, but not here: the body is
@@ -501,7 +521,7 @@ func (p *partition) againDone(req ReqID, at laneRun, timeout Instant) {
 	for _, g := range p.groupIDs() {
 		items = append(items, wire.AckItem{Group: g, Lane: at.lane, Run: at.run})
 	}
-	late := c.after(timeout, func() { c.reply(req, wire.QuorumError(0, len(p.homes())/2+1)) })
+	late := c.timers.add(until, func() { c.reply(req, wire.QuorumError(0, len(p.homes())/2+1)) })
 	p.spreadAcks(items, wire.Term{}, func(ok bool, nodes []ring.NodeID) {
 		if late.index < 0 {
 			return // answered

@@ -16,16 +16,22 @@ type waiting struct {
 	timer   *timer
 }
 
+// catalogWait is how long a request waits for a version of the catalog at most.
+const catalogWait = 500 * Millisecond
+
 // whenCatalog runs fn once the catalog has reached version, or cannot reach it in
-// half a second. A queue can be used as soon as its creation is confirmed: who is
-// behind fetches first.
-func (c *Core) whenCatalog(version uint64, fn func()) {
+// time. A queue can be used as soon as its creation is confirmed: who is behind
+// fetches first.
+func (c *Core) whenCatalog(version uint64, fn func()) { c.whenCatalogBy(version, Never, fn) }
+
+// whenCatalogBy does so for a request that is to be answered by a time.
+func (c *Core) whenCatalogBy(version uint64, until Instant, fn func()) {
 	if version <= c.catalog.version {
 		fn()
 		return
 	}
 	w := &waiting{version: version, fn: fn}
-	w.timer = c.after(500*Millisecond, func() {
+	w.timer = c.timers.add(min(c.now.Mono+catalogWait, until), func() {
 		c.behind = slices.DeleteFunc(c.behind, func(x *waiting) bool { return x == w })
 		fn()
 	})
@@ -199,6 +205,11 @@ func (c *Core) majority() (have, want int, others []ring.NodeID) {
 	return have, len(members)/2 + 1, others
 }
 
+// unsure is the answer of a node that cannot know what a majority knows.
+func (c *Core) unsure() *wire.Error {
+	return wire.Errorf(wire.ErrNotReady, "node %s cannot reach a majority to know what there is", c.cfg.Self.Name)
+}
+
 // sure runs fn again once this node knows what a majority knows, before it refuses a request
 // for what it knows of a queue: it may be behind. It tells whether that is to be waited for.
 func (c *Core) sure(req ReqID, asked bool, fn func()) bool {
@@ -207,7 +218,7 @@ func (c *Core) sure(req ReqID, asked bool, fn func()) bool {
 	}
 	c.learnCatalog(func(known bool) {
 		if !known {
-			c.reply(req, wire.Errorf(wire.ErrNotReady, "node %s cannot reach a majority to know what there is", c.cfg.Self.Name))
+			c.reply(req, c.unsure())
 			return
 		}
 		fn()
