@@ -491,7 +491,7 @@ func (p *partition) leave() {
 	p.core.timers.stop(p.claim)
 	if p.repairing { // it counts for nothing anyway; if it comes back it copies
 		p.repairing = false
-		p.core.persistThen([]wire.Op{remove(key(recordRepair, uint64(p.id)))}, nil)
+		p.core.persistThen([]wire.Op{p.repairOp()}, nil)
 	}
 	if p.core.planted(bugExHomeDrops) {
 		p.dropAll()

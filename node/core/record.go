@@ -31,7 +31,7 @@ const (
 	recordHint      = 'h' // partition, lane: wire.Runs of the batches kept for others
 	recordMoved     = 'd' // partition: number of the ring below which all are closed
 	recordSegments  = 's' // partition, number: []wire.Segment whose bodies are not here
-	recordRepair    = 'x' // partition: it lost something and is not repaired yet
+	recordRepair    = 'x' // partition: whether it lost something and is not repaired yet; written, never deleted
 	recordRetry     = 'r' // partition, group, due, lane, offset: wire.Retry; read on demand
 )
 
@@ -201,8 +201,7 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 	case recordMoved:
 		return d.Decode(&p.moved)
 	case recordRepair:
-		p.repairing = true
-		return nil
+		return d.Decode(&p.repairing)
 	case recordAcks:
 		parts := keyParts(k, 2)
 		var items []wire.AckItem

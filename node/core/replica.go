@@ -299,7 +299,7 @@ func (p *partition) startRepair() {
 	if !p.repairing {
 		p.repairing = true
 		p.core.note(NoteWarn, p, "repairing", "queue %s partition %d", p.entry.Name, p.index)
-		p.core.persistThen([]wire.Op{put(key(recordRepair, uint64(p.id)), true)}, nil)
+		p.core.persistThen([]wire.Op{p.repairOp()}, nil)
 	}
 	if p.own != nil {
 		p.own.stepDown()
@@ -358,6 +358,10 @@ func (p *partition) checkRepaired() {
 	p.endRepair()
 }
 
+// repairOp is the record of whether the replica is repairing. The end of a repair is
+// written: a record that is only deleted may come back, when nobody is left to repair from.
+func (p *partition) repairOp() wire.Op { return put(key(recordRepair, uint64(p.id)), p.repairing) }
+
 func (p *partition) endRepair() {
 	p.repairing = false
 	if p.promised.Less(p.heard) && !p.core.planted(bugRepairedNoTerm) {
@@ -365,7 +369,7 @@ func (p *partition) endRepair() {
 	}
 	p.core.note(NoteInfo, p, "repaired", "queue %s partition %d", p.entry.Name, p.index)
 	p.core.persistThen([]wire.Op{
-		remove(key(recordRepair, uint64(p.id))), put(key(recordTerm, uint64(p.id)), p.promised),
+		p.repairOp(), put(key(recordTerm, uint64(p.id)), p.promised),
 	}, nil)
 	p.rewrite()
 	p.armClaim()
