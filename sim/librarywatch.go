@@ -204,7 +204,7 @@ func (x *libraryWatch) resuming(c *conn, m *wire.Resume) {
 }
 
 // owner checks what P4 rests on: a new owner that says so is told at once what the
-// program has in its hands.
+// program has in its hands, on that connection or by way of a server that relays.
 func (x *libraryWatch) owner(c *conn, o *wire.Owner) {
 	p, ok := x.l.program.(*libConsumer)
 	if !ok {
@@ -213,7 +213,7 @@ func (x *libraryWatch) owner(c *conn, o *wire.Owner) {
 	var untold *taken // the first, by its serial
 	for _, t := range p.hands {
 		r := t.from.receipt
-		if r.Partition == o.Partition && r.Term.Less(o.Term) && x.left(r) > 0 && !x.told[toldKey{c, leaseOf(r)}] &&
+		if r.Partition == o.Partition && r.Term.Less(o.Term) && x.left(r) > 0 && !x.hasTold(c, leaseOf(r)) &&
 			(untold == nil || r.Serial < untold.from.receipt.Serial) {
 			untold = t
 		}
@@ -221,4 +221,18 @@ func (x *libraryWatch) owner(c *conn, o *wire.Owner) {
 	if untold != nil {
 		x.l.w.fail("P4", untold.key, "%s has %s and does not tell its new owner %s", x.l.name, x.l.w.names.receipt(untold.from.receipt), c.to.name)
 	}
+}
+
+// hasTold tells whether a node was told of a delivery on this connection, or may have
+// been on another one that holds, where servers pass on what they are told.
+func (x *libraryWatch) hasTold(c *conn, of leaseKey) bool {
+	if x.told[toldKey{c, of}] || !x.l.via() {
+		return x.told[toldKey{c, of}]
+	}
+	for _, k := range x.l.links { // any or none: the order does not matter
+		if k.conn != nil && x.told[toldKey{k.conn, of}] {
+			return true
+		}
+	}
+	return false
 }
