@@ -47,6 +47,7 @@ type disk struct {
 	where    []wire.PartitionID
 	reported map[string]bool // rotten records that this life has told of
 	old      bool            // it was set back to a copy
+	forgot   bool            // it lost something without a word, and its node has not been told yet
 	hurt     bool            // it lost something that was confirmed
 
 	queued    []core.Persist

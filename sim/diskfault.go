@@ -96,6 +96,7 @@ func (h *host) amnesia(n int) bool {
 		return false
 	}
 	h.endBy(forgetful, lose)
+	h.disk.forgot = true
 	return true
 }
 
@@ -395,7 +396,7 @@ func (d *disk) damage(coin uint64, scrub bool) bool {
 }
 
 // ailing tells whether something is missing that the node may not know of yet.
-func (d *disk) ailing() bool { return d.damaged || len(d.where) > 0 || d.old || !d.sound() }
+func (d *disk) ailing() bool { return d.damaged || len(d.where) > 0 || d.old || d.forgot || !d.sound() }
 
 // mayGo tells whether a node may be gone for ever: each partition has a majority of its
 // home replicas without it.

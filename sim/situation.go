@@ -54,9 +54,12 @@ var noteMeans = map[string]string{
 	"moved": "moved",
 }
 
-func (w *world) noteSaid(n *core.Note) {
+func (w *world) noteSaid(h *host, n *core.Note) {
 	if name := noteMeans[n.Text]; name != "" {
 		w.reach(name)
+		if name == "loss-noticed" {
+			h.disk.forgot = false
+		}
 	}
 	if n.Text == "ring" && !strings.HasPrefix(n.Detail, "number 1,") {
 		w.reach("ring-step")

@@ -725,7 +725,7 @@ func (h *host) execute(e core.Effect) {
 		}
 		h.stop(e.Err)
 	case core.Note:
-		w.noteSaid(&e)
+		w.noteSaid(h, &e)
 		if w.noted != nil {
 			w.noted(h, e)
 		}
