@@ -29,7 +29,12 @@ func Rules(p *plan.Plan) history.Rules {
 			r.Quorum[q.Name] = q.WriteQuorum
 		}
 	}
-	// A library keeps what it was handed until its program takes it.
+	// A library keeps what it was handed until its program takes it. What its program has not
+	// taken in a lease it gives back; it looks each third of one.
+	lease := map[string]time.Duration{}
+	for i := range p.Queues {
+		lease[p.Queues[i].Name] = time.Duration(p.Queues[i].Lease)
+	}
 	var wait time.Duration
 	for i := range p.Consumers {
 		c := &p.Consumers[i]
@@ -37,7 +42,11 @@ func Rules(p *plan.Plan) history.Rules {
 			continue
 		}
 		r.Ahead = true
-		wait = max(wait, min(2*time.Duration(c.Window)*time.Duration(c.Hold), time.Hour))
+		most := lease[c.Queue] * 4 / 3
+		if c.Forget == 0 { // none of its workers takes longer than a lease
+			most = min(most, 2*time.Duration(c.Window)*time.Duration(c.Hold))
+		}
+		wait = max(wait, most)
 	}
 	r.Flight += wait
 	return r
