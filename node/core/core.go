@@ -275,10 +275,7 @@ func (c *Core) boot() {
 	for _, p := range c.parts { // each by itself: the order does not matter
 		p.rememberFromNow()
 	}
-	if c.damagedAll {
-		c.loseVotes()
-		c.loseCatalog()
-	}
+	c.keepDamage()
 	c.checkCatalog()
 	if c.mesh == 0 && c.cfg.Found && c.rings.current == nil {
 		c.found()
@@ -289,6 +286,23 @@ func (c *Core) boot() {
 	c.every(foldEvery, c.foldAll)
 	c.every(hintEvery, c.drainHints)
 	c.every(digestEvery, func() { c.compareAll() })
+}
+
+// keepDamage writes what the store said was lost, in one commit: after its first commit the
+// store does not say so again.
+func (c *Core) keepDamage() {
+	var ops []wire.Op
+	if c.damagedAll {
+		ops = append(c.loseVotes(), c.loseCatalog()...)
+	}
+	for _, id := range sortedKeys(c.parts) {
+		if p := c.parts[id]; p.repairing {
+			ops = append(ops, p.repairOp())
+		}
+	}
+	if len(ops) > 0 {
+		c.persistThen(ops, nil)
+	}
 }
 
 // every runs fn now and then again and again.

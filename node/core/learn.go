@@ -99,14 +99,15 @@ func (c *Core) mergeWhole(from ring.NodeID, k *wire.Catalog) {
 	c.catalogWhole = true
 }
 
-// loseCatalog notes, durably, that entries may have been lost. This node counts in no
-// majority that knows the catalog until it is whole again (P12).
-func (c *Core) loseCatalog() {
+// loseCatalog notes that entries may have been lost; the caller persists what it returns.
+// This node counts in no majority that knows the catalog until it is whole again (P12).
+func (c *Core) loseCatalog() []wire.Op {
 	clear(c.catalogHeard)
-	if !c.catalogLost {
-		c.catalogLost = true
-		c.persistThen([]wire.Op{put(key(recordPartial), true)}, nil)
+	if c.catalogLost {
+		return nil
 	}
+	c.catalogLost = true
+	return []wire.Op{put(key(recordPartial), true)}
 }
 
 // checkCatalog makes the catalog count again when N - majority + 1 other members have told
@@ -131,7 +132,7 @@ func (c *Core) checkCatalog() {
 		return
 	}
 	c.catalogLost = false
-	c.persistThen([]wire.Op{remove(key(recordPartial))}, nil)
+	c.persistThen([]wire.Op{put(key(recordPartial), false)}, nil)
 }
 
 // learnCatalog brings in what a majority of the members knows, and with it all that is

@@ -139,10 +139,6 @@ func (c *Core) known(id wire.PartitionID) *partition {
 	c.parts[id] = p
 	p.setEntry(e)
 	p.placeNow()
-	if c.damagedAll && p.home && e.Version <= c.damageHorizon {
-		p.repairing = true // its records, and the catalog that tells of it, were lost
-		p.repairOn()
-	}
 	return p
 }
 
@@ -170,6 +166,7 @@ func (p *partition) placeNow() {
 		return
 	}
 	current := c.rings.current.Number()
+	placed := p.sets != nil
 	first := min(max(p.moved, p.entry.CreatedRing), current) // a queue may be of a ring that is not known here yet
 	p.sets = nil
 	for _, n := range sortedKeys(c.rings.tables) {
@@ -218,6 +215,9 @@ func (p *partition) placeNow() {
 	}
 	if was && !p.home {
 		p.leave()
+	}
+	if !placed && c.damagedAll && p.entry.Version <= c.damageHorizon {
+		p.startRepair() // its records were lost, and the catalog or the ring that tells of it
 	}
 }
 

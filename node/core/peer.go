@@ -317,8 +317,7 @@ func (c *Core) onRemembered(from ring.NodeID, m *wire.Remembered) {
 		}
 		if n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll && !c.planted(bugAmnesiaUnnoticed) {
 			c.damagedAll = true
-			c.loseVotes()
-			c.loseCatalog()
+			c.persistThen(append(c.loseVotes(), c.loseCatalog()...), nil)
 			c.note(NoteWarn, nil, "store came back with less than it confirmed", "last commit is %d, %s remembers %d", c.recovered, from, n.Commit)
 			for _, id := range sortedKeys(c.parts) {
 				c.parts[id].startRepair()

@@ -19,7 +19,7 @@ const (
 	recordCatalog   = 'c' // name: wire.QueueEntry
 	recordRing      = 'R' // ring number: ring.Table
 	recordVote      = 'v' // ring number: vote
-	recordPartial   = 'C' // entries of the catalog may have been lost
+	recordPartial   = 'C' // whether entries of the catalog may have been lost; written, never deleted
 	recordForgot    = 'V' // the highest ring number for which a vote may have been forgotten
 	recordPeer      = 'P' // node: peerRecord
 	recordTerm      = 't' // partition: wire.Term, the highest promised
@@ -105,6 +105,9 @@ func (c *Core) recover(rec Recovered) {
 			p.remember(wire.Segment{Producer: ref.Producer, Sequence: ref.Sequence, Lane: ref.Lane, Base: ref.Base, Count: ref.Count, Stamp: ref.Stamp})
 			c.clock = max(c.clock, ref.Stamp)
 		}
+	}
+	if c.catalogLost { // an earlier boot lost records, and may not have known yet of which partitions
+		c.damagedAll = true
 	}
 	for _, id := range sortedKeys(c.damaged) {
 		if c.parts[id] == nil {

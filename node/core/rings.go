@@ -123,7 +123,7 @@ func (c *Core) onRings(m *wire.Rings) {
 			c.rings.add(t)
 		}
 		if before == 0 && c.damagedAll {
-			c.loseVotes()
+			c.persistThen(c.loseVotes(), nil)
 		}
 		if c.rings.current.Number() > before {
 			c.ringChanged()
@@ -217,13 +217,14 @@ type vote struct {
 	Table    ring.Table
 }
 
-// loseVotes notes, durably, that a vote for the next ring may have been forgotten.
-func (c *Core) loseVotes() {
+// loseVotes notes that a vote for the next ring may have been forgotten; the caller
+// persists what it returns.
+func (c *Core) loseVotes() []wire.Op {
 	if c.rings.current == nil || c.lostVotes > c.rings.current.Number() {
-		return
+		return nil
 	}
 	c.lostVotes = c.rings.current.Number() + 1
-	c.persistThen([]wire.Op{put(key(recordForgot), c.lostVotes)}, nil)
+	return []wire.Op{put(key(recordForgot), c.lostVotes)}
 }
 
 // recallVote learns anew what this node may have promised and voted for and forgotten,
