@@ -655,22 +655,40 @@ func (k *checker) watch() {
 	}
 }
 
+// openSets are the home replicas of a partition in the newest ring, and in each that some
+// node holds to be open: ownership needs a majority in all of them.
+func (k *checker) openSets(q *queue, p wire.PartitionID) [][]ring.NodeID {
+	sets := [][]ring.NodeID{k.w.homeIDs(q, p)}
+	for _, h := range k.w.nodes() {
+		if h.running {
+			sets = append(sets, h.core.OpenHomes(p)...)
+		}
+	}
+	return sets
+}
+
+// lostMajority tells whether a majority of the home replicas in an open ring is gone for ever.
+func (k *checker) lostMajority(q *queue, p wire.PartitionID) bool {
+	return slices.ContainsFunc(k.openSets(q, p), func(set []ring.NodeID) bool {
+		n := 0
+		for _, id := range set {
+			if k.w.node(id) != nil {
+				n++
+			}
+		}
+		return n <= len(set)/2
+	})
+}
+
 // couldOwn tells whether a majority of the home replicas works and is connected
 // without a slow link.
 func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
-	// While a ring step is open for the partition, ownership needs each open ring.
-	sets := [][]ring.NodeID{k.w.homeIDs(q, p)}
-	ids := slices.Clone(sets[0])
-	for _, h := range k.w.nodes() {
-		if !h.running {
-			continue
-		}
-		for _, set := range h.core.OpenHomes(p) {
-			sets = append(sets, set)
-			for _, id := range set {
-				if !slices.Contains(ids, id) {
-					ids = append(ids, id)
-				}
+	sets := k.openSets(q, p)
+	var ids []ring.NodeID
+	for _, set := range sets {
+		for _, id := range set {
+			if !slices.Contains(ids, id) {
+				ids = append(ids, id)
 			}
 		}
 	}
@@ -817,8 +835,8 @@ func (k *checker) converged(states map[*host]*wire.Inspected, ps []wire.Partitio
 				}
 			}
 		}
-		if owned == 0 && k.w.gone > 0 && !k.couldOwn(q, p) {
-			continue // a majority in an open ring is gone for ever: the dead must be forgotten first
+		if owned == 0 && k.lostMajority(q, p) {
+			continue // the dead must be forgotten first
 		}
 		if owned != 1 {
 			return fmt.Errorf("%d nodes say that they own %s", owned, k.w.names.partition(p))
