@@ -643,6 +643,13 @@ func (p *opening) keepReport() error {
 	return writeFile(path, encodeReport(p.lostAll, p.rec.Damaged))
 }
 
+// lostNumbers are left out after a loss: the watermark may be among what is lost, then
+// nothing here tells which numbers were confirmed. Peers remember the highest of each boot: with
+// numbers that are used again the node would find less than they remember at its next boot
+// too, and repair what is whole. They are more than the groups between two fsyncs, and fit
+// into the numbers four billion times.
+const lostNumbers = 1 << 32
+
 // start makes the new head and starts the goroutines.
 func (p *opening) start(s *Store) (err error) {
 	s.nextID.Store(p.nextID + 1)
@@ -659,10 +666,14 @@ func (p *opening) start(s *Store) (err error) {
 		return err
 	}
 	s.commit.Store(p.rec.Commit)
+	number := max(p.highest, p.rec.Commit)
+	if p.rec.DamagedAll {
+		number += lostNumbers
+	}
 	c := &committer{
-		s: s, queue: s.queue, disk: &disk{o: s.o, s: s}, file: p.file, head: head, number: max(p.highest, p.rec.Commit),
+		s: s, queue: s.queue, disk: &disk{o: s.o, s: s}, file: p.file, head: head, number: number,
 		overlay: make(map[laneKey]wire.Runs), lastScan: time.Now(),
-		mark: watermark{commit: max(p.highest, p.rec.Commit), meta: p.found.meta, sequence: p.bound.sequence, segments: []segmentMark{{id: head.id}}},
+		mark: watermark{commit: number, meta: p.found.meta, sequence: p.bound.sequence, segments: []segmentMark{{id: head.id}}},
 	}
 	s.committer = c
 	c.disk.check()
