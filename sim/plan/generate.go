@@ -31,7 +31,7 @@ const (
 
 // Generate makes the plan of a seed: a mesh, queues and load of random sizes and settings
 // and a random subset of the kinds of faults, each kind with a chance of 3 in 8; one plan in
-// 8 has none. All that happens is listed in the plan with its time and the names it
+// 8 has none. Some faults last long, and some follow others (generate_turns.go). All that happens is listed in the plan with its time and the names it
 // concerns. The faults stay within the promises.
 func Generate(seed uint64, o GenerateOptions) *Plan {
 	g := &generator{seed: seed, options: o}
@@ -50,6 +50,10 @@ func Generate(seed uint64, o GenerateOptions) *Plan {
 			continue
 		}
 		kind.draw(g, k)
+	}
+	if !g.calm {
+		g.lasting(g.dice("lasting"))
+		g.inTurn()
 	}
 	slices.SortStableFunc(p.Faults, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
 	return p
