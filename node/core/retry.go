@@ -243,12 +243,12 @@ func (f *feed) copyHeld(l wire.Lane, run wire.Run) (until Instant) {
 
 // fetchRetry reads the batch of a retry from disk.
 func (f *feed) fetchRetry(r *retry) {
-	p, o := f.o.p, f.o
+	p, c, o := f.o.p, f.o.p.core, f.o
 	if r.reading {
 		return
 	}
 	r.reading = true
-	p.core.read(p.id, r.Lane, wire.Runs{r.Run}, 1, func(done ReadDone) {
+	c.read(p.id, r.Lane, wire.Runs{r.Run}, 1, func(done ReadDone) {
 		r.reading = false
 		if p.own != o {
 			return
@@ -262,15 +262,27 @@ func (f *feed) fetchRetry(r *retry) {
 			p.lost(r.Lane, done.Damaged)
 			return
 		}
-		// Not on this disk: it comes from another replica.
+		// It is not on disk yet, or comes from another replica. Until then it waits as the retry
+		// that it is: handed out as new it would have neither attempt nor cause (P4).
+		wait := uint64(absentWait)
+		if !p.lane(r.Lane).held.Contains(r.Run.From) {
+			wait = missingWait
+			p.pullAll()
+		}
 		if r.index >= 0 && r.index < len(f.retries) && f.retries[r.index] == r {
 			heap.Remove(&f.retries, r.index)
 			delete(f.waiting, laneOffset{r.Lane, r.Run.From})
-			f.lane(r.Lane).handed.Remove(r.Run)
+			r.Wait, r.Due = wait, c.now.Wall+wait
+			f.enqueue(r)
 		}
-		p.pullAll()
 	})
 }
+
+// How long a retry waits, in milliseconds, for its batch to be on disk, or here at all.
+const (
+	absentWait  = 100
+	missingWait = 1000
+)
 
 // postpone puts delayed messages at the front of a run aside and returns up to where
 // the run can be handed out now; from if it cannot.
