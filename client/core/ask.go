@@ -3,6 +3,7 @@ package core
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/meshq/meshq/ring"
@@ -25,7 +26,8 @@ type ask struct {
 	holdUntil Instant
 	pinned    bool // a node said that it has too much: wait
 	over      bool
-	err       error // of the last try
+	last      *link // of the last try
+	err       error // what came of the last try that is over
 }
 
 func (c *Core) ask(now Instant, a *ask) {
@@ -38,7 +40,7 @@ func (c *Core) ask(now Instant, a *ask) {
 	if a.until != Never {
 		c.at(a.until, func(now Instant) {
 			if !a.over {
-				c.finish(now, a, nil, cmp.Or(a.err, error(ErrUnreachable)))
+				c.finish(now, a, nil, cmp.Or(a.err, c.unreachable(a.last)))
 			}
 		})
 	}
@@ -57,9 +59,10 @@ func (c *Core) drive(now Instant, a *ask) {
 			c.finish(now, a, nil, ErrUnreachable)
 			return
 		}
+		a.last = l
 		c.want(now, l)
 		if l.state == linkIdle && l.fails > 1 {
-			c.finish(now, a, nil, cmp.Or(unreachable(l.err), error(ErrUnreachable)))
+			c.finish(now, a, nil, c.unreachable(l))
 			return
 		}
 		if l.state != linkUp || a.pending > 0 {
@@ -78,6 +81,7 @@ func (c *Core) drive(now Instant, a *ask) {
 			return
 		}
 	}
+	a.last = l
 	a.tried[l.id] = true
 	a.pinned = false
 	a.pending++
@@ -89,7 +93,7 @@ func (c *Core) drive(now Instant, a *ask) {
 	}, func(now Instant) {
 		a.pending--
 		a.patientTo = now
-		a.err = unreachable(l.err)
+		a.err = c.unreachable(l)
 		c.drive(now, a)
 	})
 }
@@ -100,11 +104,27 @@ type unreachableError struct{ err error }
 func (e *unreachableError) Error() string   { return ErrUnreachable.Error() + ": " + e.err.Error() }
 func (e *unreachableError) Unwrap() []error { return []error{ErrUnreachable, e.err} }
 
-func unreachable(err error) error {
-	if err == nil {
-		return nil
+// unreachable is ErrUnreachable with what is known of it: which address, and why. l is the
+// link that was to answer. nil: nothing was asked of any; then the reason is that of the
+// one that failed last, as text, for it is no answer (P10: a timeout means "outcome unknown").
+func (c *Core) unreachable(l *link) error {
+	asked := l != nil
+	if !asked {
+		for _, x := range c.links {
+			if x.state != linkUp && (l == nil || x.downAt > l.downAt) {
+				l = x
+			}
+		}
 	}
-	return &unreachableError{err}
+	switch {
+	case l == nil || l.err == nil && l.state == linkIdle:
+		return ErrUnreachable
+	case l.err == nil:
+		return &unreachableError{fmt.Errorf("%s has not answered", l.addr)}
+	case !asked:
+		return &unreachableError{errors.New(l.err.Error())}
+	}
+	return &unreachableError{l.err}
 }
 
 // anyLink is the first link that is up, with those passed by last.
@@ -190,10 +210,6 @@ func (c *Core) replied(a *ask, msg wire.Message, err error) {
 		c.asks = slices.Delete(c.asks, i, i+1)
 	}
 	if a.ticket != nil {
-		var w *wire.Error
-		if errors.As(err, &w) {
-			err = w
-		}
 		c.emit(Replied{Ticket: a.ticket, Msg: msg, Err: err})
 	}
 }

@@ -117,7 +117,7 @@ func (c *Core) openConsumer(now Instant, ev OpenConsumer) {
 	q.opening = append(q.opening, s)
 	c.at(ev.Until, func(now Instant) {
 		if s.ticket != nil {
-			s.fail(c, now, ErrUnreachable)
+			s.fail(c, now, c.unreachable(nil))
 		}
 	})
 	if q.entry != nil && c.ring != nil && hasGroup(q.entry, s.group) {

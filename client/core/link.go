@@ -32,9 +32,10 @@ type link struct {
 	heard      Instant // last frame, or when it came up
 	used       Instant // last time that something was asked of it
 	pinging    bool
-	connection int    // counts connections
-	subs       []*sub // of this connection
-	err        error  // of the last failure
+	connection int     // counts connections
+	subs       []*sub  // of this connection
+	err        error   // of the last failure, with the address; nil while it is up
+	downAt     Instant // when that was
 }
 
 func (c *Core) linkAt(addr string) *link {
@@ -127,7 +128,7 @@ func (c *Core) linkUp(now Instant, ev LinkUp) {
 	if c.mesh != nil && c.mesh.ID != 0 && ev.Hello.Mesh != 0 && ev.Hello.Mesh != c.mesh.ID {
 		c.note(true, "node of another mesh", fmt.Sprintf("%s has mesh %s, not %s", l.addr, ev.Hello.Mesh, c.mesh.ID))
 		c.emit(Hangup{Link: l.id})
-		c.linkDown(now, l, wire.ErrWrongMesh)
+		c.linkDown(now, l, fmt.Errorf("%s: %w", l.addr, wire.ErrWrongMesh))
 		return
 	}
 	l.state, l.node, l.heard, l.pinging = linkUp, ev.Hello.Node, now, false
@@ -181,8 +182,11 @@ func (c *Core) linkDown(now Instant, l *link, err error) {
 	}
 	if l.state == linkUp {
 		c.note(true, "connection lost", fmt.Sprintf("%s: %v", l.addr, err))
+		if err != nil {
+			err = fmt.Errorf("connection to %s lost: %w", l.addr, err)
+		}
 	}
-	l.state, l.pinging, l.err = linkIdle, false, err
+	l.state, l.pinging, l.err, l.downAt = linkIdle, false, err, now
 	l.redialAt = now.Add(c.backoff(l.fails, redialMin, redialMax))
 	l.fails++
 	subs := l.subs

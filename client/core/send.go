@@ -403,7 +403,7 @@ func (c *Core) post(now Instant, p *partition, a *attempt) {
 			c.pump(now, p)
 		}
 		if p.batch == b {
-			b.err, b.free = unreachable(a.link.err), true
+			b.err, b.free = c.unreachable(a.link), true
 			c.driveBatch(now, p)
 		}
 	})
@@ -504,14 +504,14 @@ func (b *batch) maybe() bool {
 }
 
 // why is the error of a message whose time is over while its batch is under way.
-func (b *batch) why() error {
+func (c *Core) why(b *batch) error {
 	switch {
 	case b.err != nil:
 		return b.err
 	case b.maybe():
 		return wire.ErrTimeout
 	default:
-		return ErrUnreachable
+		return c.unreachable(nil)
 	}
 }
 
@@ -567,7 +567,7 @@ func (c *Core) drop(now Instant, p *partition, match func(*Item) bool, cause err
 			found, inBatch = true, true
 			err := cause
 			if err == nil {
-				err = b.why()
+				err = c.why(b)
 			}
 			it.Queue = p.queue.name
 			c.failItem(it, err, unknown)
@@ -640,7 +640,7 @@ func (c *Core) expireWaitingAt(q *queue, at Instant) {
 				next = min(next, it.Until)
 				continue
 			}
-			c.failItem(it, ErrUnreachable, false)
+			c.failItem(it, c.unreachable(nil), false)
 		}
 		clear(q.waiting[len(kept):])
 		q.waiting = kept
