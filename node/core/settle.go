@@ -329,9 +329,10 @@ func (o *ownership) restore(f *feed, receipt wire.Receipt, runs wire.Runs, consu
 	open := runs.Minus(p.group(f.id).runs(receipt.Lane))
 	current := fl.byID[idOf(&receipt)]
 	if current != nil {
-		if s != nil && current.consumer == consumer && current.sub != s {
+		if s != nil && current.consumer == consumer {
+			// The client may not have known yet of an extension that was confirmed to it, and
+			// this node not of one that another owner has confirmed since.
 			current.sub = s
-			// The client may not have known yet of an extension that was confirmed to it.
 			current.until = max(current.until, c.now.Mono+left)
 			f.arm(current, wire.CauseLease)
 		}
