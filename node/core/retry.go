@@ -24,6 +24,16 @@ type retry struct {
 	index   int
 }
 
+// part is the retry of some of r. It has no record on disk; a read for r is not for it.
+func (r *retry) part(run wire.Run) *retry {
+	p := &retry{Retry: r.Retry, at: r.at}
+	p.Run = run
+	if r.loaded != nil && r.loaded.batch.Run().Has(run.From) {
+		p.loaded = r.loaded
+	}
+	return p
+}
+
 // retryHeap has the retry that is due first on top.
 type retryHeap []*retry
 
@@ -184,9 +194,7 @@ func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 		if len(open) > 1 || open[0] != r.Run { // some of it was done meanwhile
 			f.pop()
 			for _, run := range open {
-				part := *r
-				part.Run, part.key = run, nil
-				f.enqueue(&part)
+				f.enqueue(r.part(run))
 			}
 			if r.key != nil {
 				c.persistThen([]wire.Op{remove(r.key)}, nil)
@@ -210,15 +218,11 @@ func (f *feed) redeliver(s *sub) (wire.Delivery, bool) {
 		f.pop()
 		run := r.Run
 		if left := wire.Offset(s.left()); wire.Offset(run.Len()) > left {
-			rest := *r
-			rest.Run, rest.key = wire.Span(run.From+left, run.To), nil
-			f.enqueue(&rest)
+			f.enqueue(r.part(wire.Span(run.From+left, run.To)))
 			run.To = run.From + left
 		}
 		if end := r.loaded.batch.Run().To; run.To > end { // records of more than one batch
-			rest := *r
-			rest.Run, rest.key, rest.loaded = wire.Span(end, run.To), nil, nil
-			f.enqueue(&rest)
+			f.enqueue(r.part(wire.Span(end, run.To)))
 			run.To = end
 		}
 		f.lane(r.Lane).handed.Remove(run) // give adds it
@@ -487,13 +491,12 @@ func (f *feed) dropRetry(r *retry, run wire.Run) {
 		ops = append(ops, remove(r.key))
 	}
 	for _, rest := range (wire.Runs{r.Run}).Minus(wire.Runs{run}) {
-		part := *r
-		part.Run, part.reading = rest, false
+		part := r.part(rest)
 		if r.key != nil {
 			part.key = retryKey(p.id, part.Retry)
 			ops = append(ops, put(part.key, part.Retry))
 		}
-		f.enqueue(&part)
+		f.enqueue(part)
 	}
 	if len(ops) > 0 {
 		p.core.persistThen(ops, nil)
