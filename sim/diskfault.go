@@ -95,9 +95,22 @@ func (h *host) amnesia(n int) bool {
 	if !ok || lose >= len(h.disk.log) { // an empty disk would be a new node
 		return false
 	}
+	if !w.beyond && h.disk.alone(len(h.disk.log)-lose) {
+		return false
+	}
 	h.endBy(forgetful, lose)
 	h.disk.forgot = true
 	return true
+}
+
+// alone tells whether the first so many groups are of the time when the node was the only
+// one of its mesh. A disk that has silently lost all since cannot be told from one of a mesh
+// of one node: it knows of nobody to ask, and is a majority by itself. P12 does not cover
+// that (seed 33098).
+func (d *disk) alone(groups int) bool {
+	kept := replay(&d.base, d.log, groups, groups)
+	rings, _, _ := kept.scan([]byte{'R'}, nil, 2)
+	return len(rings) == 1
 }
 
 // remembered is the last commit of h that each of the others remembers.
@@ -153,6 +166,9 @@ func (h *host) rollback(by int64) bool {
 	}
 	if mark.boot < d.boot && w.now-h.boots < 2*second && !w.beyond {
 		return false // nor does anybody know of its boot
+	}
+	if !w.beyond && d.alone(n) {
+		return false
 	}
 	h.crash()
 	d.keep(n, n, false)
