@@ -68,11 +68,12 @@ func (k *checker) inOrder(l line, places []place) {
 			earliest[b] = p
 		}
 	}
+	byOwner := map[Term]place{} // the same, and those that say that they are not the first
 	// lost tells whether another owner delivered a later message before: it had handed this
 	// one out first, and the delivery never came.
 	lost := func(p place, term Term) bool {
-		for b, q := range earliest { // any or none: the order does not matter
-			if b.who == "" && b.term != term && q.event < p.event {
+		for t, q := range byOwner { // any or none: the order does not matter
+			if t != term && q.event < p.event {
 				return true
 			}
 		}
@@ -100,9 +101,14 @@ func (k *checker) inOrder(l line, places []place) {
 				}
 			}
 		}
-		note(by{e.Term, e.Who}, p)
-		note(by{who: e.Who}, p)
-		note(by{term: e.Term}, p)
+		if q, ok := byOwner[e.Term]; !ok || p.event < q.event {
+			byOwner[e.Term] = p
+		}
+		if e.unmarked() { // else it was handed out before, and this one maybe before that
+			note(by{e.Term, e.Who}, p)
+			note(by{who: e.Who}, p)
+			note(by{term: e.Term}, p)
+		}
 	}
 }
 
