@@ -459,7 +459,7 @@ func (f *feed) oldest() (best *cached, from wire.Offset) {
 			}
 			at, ok = f.head(l, fl) // some of it is in flight at another position
 		}
-		if ok && f.follows(fl, &fl.loaded.batch, at) && (best == nil || fl.loaded.batch.Stamp < best.batch.Stamp) {
+		if ok && f.follows(fl, &fl.loaded.batch) && (best == nil || fl.loaded.batch.Stamp < best.batch.Stamp) {
 			best, from = fl.loaded, at
 		}
 	}
@@ -598,10 +598,12 @@ const (
 )
 
 // follows says whether the predecessor of a batch is done or was handed out in this
-// term. If it is not here, it is asked for, and waited for at most orderWait.
-func (f *feed) follows(fl *feedLane, b *wire.Batch, at wire.Offset) bool {
+// term. If it is not here, it is asked for, and waited for at most orderWait. Also the rest
+// of a batch waits: what comes before it in the batch may have been resumed, while the
+// predecessor was not.
+func (f *feed) follows(fl *feedLane, b *wire.Batch) bool {
 	p, c := f.o.p, f.o.p.core
-	if b.AfterLane.IsZero() || at > b.Base || c.planted(bugNoProducerChain) {
+	if b.AfterLane.IsZero() || c.planted(bugNoProducerChain) {
 		return true
 	}
 	lane, after := b.AfterLane, b.AfterOffset
