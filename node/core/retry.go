@@ -276,9 +276,22 @@ func (f *feed) fetchRetry(r *retry) {
 		if r.index >= 0 && r.index < len(f.retries) && f.retries[r.index] == r {
 			heap.Remove(&f.retries, r.index)
 			delete(f.waiting, laneOffset{r.Lane, r.Run.From})
+			if wait == missingWait && f.copyHere(r) {
+				f.unhand(r.Lane, r.Run)
+				o.pump()
+				return
+			}
 			r.Wait, r.Due = wait, c.now.Wall+wait
 			f.enqueue(r)
 		}
+	})
+}
+
+// copyHere tells whether the messages of a retry are here at another position. Where they are
+// not here at their own, which may be lost, they are handed out there, and do not wait.
+func (f *feed) copyHere(r *retry) bool {
+	return slices.ContainsFunc(f.o.p.aliasesOf(r.Lane, r.Run), func(other laneRun) bool {
+		return other.run.Len() == r.Run.Len() && f.o.p.lane(other.lane).held.Covers(other.run)
 	})
 }
 
