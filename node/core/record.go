@@ -20,7 +20,7 @@ const (
 	recordRing      = 'R' // ring number: ring.Table
 	recordVote      = 'v' // ring number: vote
 	recordPartial   = 'C' // whether entries of the catalog may have been lost; written, never deleted
-	recordForgot    = 'V' // the highest ring number for which a vote may have been forgotten
+	recordForgot    = 'V' // the highest ring number for which a vote may have been forgotten, 0: none; written, never deleted
 	recordPeer      = 'P' // node: peerRecord
 	recordTerm      = 't' // partition: wire.Term, the highest promised
 	recordHeard     = 'T' // partition: wire.Term, the highest heard of from other replicas; no promise

@@ -238,7 +238,7 @@ func (c *Core) recallVote() {
 	number := c.lostVotes
 	forget := func(ops ...wire.Op) {
 		c.lostVotes = 0
-		c.persistThen(append(ops, remove(key(recordForgot))), nil)
+		c.persistThen(append(ops, put(key(recordForgot), c.lostVotes)), nil)
 	}
 	if number <= c.rings.current.Number() {
 		forget()
