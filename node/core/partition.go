@@ -43,6 +43,7 @@ type partition struct {
 	own       *ownership
 	claim     *timer
 	resumes   []heldResume // that came before this node owned the partition
+	turn      int          // of the home replica that was last asked who owns it
 	moved     uint64       // rings below are closed
 	copied    map[ring.NodeID]uint64
 	copying   map[ring.NodeID]bool // nodes of older rings whose state is here

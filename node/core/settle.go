@@ -77,12 +77,8 @@ func (c *Core) settlePartition(m *wire.Settle, indices []int, asked bool, set fu
 		return
 	}
 	owner := p.owner()
-	if owner == 0 && !p.home { // a home replica knows
-		for _, id := range p.homes() {
-			if owner == 0 && c.answering(id) {
-				owner = id
-			}
-		}
+	if owner == 0 && !m.Passed {
+		owner = p.nextHome()
 	}
 	if !m.Passed && owner != 0 && owner != c.self && c.up(owner) || m.Passed && p.home && owner != 0 && owner != c.self && c.up(owner) {
 		part := &wire.Settle{Queue: m.Queue, Catalog: m.Catalog, Passed: true}
@@ -105,6 +101,20 @@ func (c *Core) settlePartition(m *wire.Settle, indices []int, asked bool, set fu
 	}
 	p.keepAcks(m, indices)
 	all(wire.CodeNotOwner)
+}
+
+// nextHome is the home replica to ask for the owner, 0 if none answers. They are asked in
+// turn: one that grants nothing, because it repairs itself or has promised a higher term in
+// vain, does not know.
+func (p *partition) nextHome() ring.NodeID {
+	others := p.otherHomes()
+	for range others {
+		p.turn++
+		if id := others[p.turn%len(others)]; p.core.answering(id) {
+			return id
+		}
+	}
+	return 0
 }
 
 // keepAcks keeps the acks of items, here and on the home replicas, where no owner can
