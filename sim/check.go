@@ -97,8 +97,8 @@ type resumed struct {
 	conn   *conn
 	number int
 	until  int64 // as long as the consumer said that it has it, by a clock that may run wrong
-	// term is that in which the node owned the partition then, whose table took it in: with
-	// another term it is gone. Zero: it did not own it, and keeps it for when it does.
+	// term is that in which the node owned the partition then, or began to own it after, whose
+	// table took it in: with another term it is gone. Zero: it keeps it for when it owns it.
 	term wire.Term
 }
 
@@ -605,8 +605,26 @@ func (k *checker) stepped(h *host) {
 		if k.terms[o.Partition] != o.Term {
 			k.before[o.Partition], k.terms[o.Partition] = k.terms[o.Partition], o.Term
 			k.stats.Takeovers++
+			k.tookResumes(h, o)
 		}
 		m[h.index] = ownership{o.Term, until, h.life}
+	}
+}
+
+// tookResumes is called when a node begins to own a partition: what it was told of what
+// consumers hold is in the table of that term, and is gone with it.
+func (k *checker) tookResumes(h *host, o core.Ownership) {
+	for g, l := range k.handed { // each by itself: the order does not matter
+		s := k.messages[g.key]
+		if s == nil || s.partition != o.Partition {
+			continue
+		}
+		for _, x := range l {
+			if r, told := x.resumed[h.index]; told && r.term == (wire.Term{}) {
+				r.term = o.Term
+				x.resumed[h.index] = r
+			}
+		}
 	}
 }
 
