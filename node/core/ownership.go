@@ -258,7 +258,8 @@ func (o *ownership) granted(id ring.NodeID, g *wire.Granted, asked Instant) {
 	o.catchUp(id)
 }
 
-// catchUp merges the state of a node that has granted, until that has worked.
+// catchUp merges the state of a node that has granted, until that has worked. A grant that
+// ends meanwhile is no reason to stop: it may be renewed.
 func (o *ownership) catchUp(id ring.NodeID) {
 	p := o.p
 	p.fetchState(id, 0, func(s *wire.State) {
@@ -271,7 +272,7 @@ func (o *ownership) catchUp(id ring.NodeID) {
 			return
 		}
 		p.core.after(rankDelay, func() {
-			if p.own == o && o.phase == claiming && o.holds(id) {
+			if p.own == o && o.phase == claiming && !o.merged[id] {
 				o.catchUp(id)
 			}
 		})
