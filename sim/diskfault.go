@@ -423,8 +423,8 @@ func (w *world) mayGo() bool {
 }
 
 // mayLose tells whether the promises cover that the disk of h loses something now: any
-// W-1 disks may (P1), one after the other once what was lost is whole again, while a majority
-// of the others remembers (P3, P12).
+// W-1 disks may (P1), one after the other once what was lost is whole again, votes and catalog
+// too, while a majority of the others remembers (P3, P12).
 func (w *world) mayLose(h *host) bool {
 	if w.beyond {
 		return true
@@ -434,7 +434,7 @@ func (w *world) mayLose(h *host) bool {
 	}
 	var number uint64
 	for _, o := range w.nodes() {
-		if !o.running || o.paused || o.core.Mesh() == 0 || len(o.core.Moving()) > 0 || o != h && (o.disk.ailing() || o.core.LostVotes()) {
+		if !o.running || o.paused || o.core.Mesh() == 0 || len(o.core.Moving()) > 0 || o != h && (o.disk.ailing() || o.core.LostVotes() || o.core.LostCatalog()) {
 			return false
 		}
 		if number == 0 {

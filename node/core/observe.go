@@ -41,6 +41,10 @@ func (c *Core) Repairing(id wire.PartitionID) bool {
 // not learned it anew.
 func (c *Core) LostVotes() bool { return c.lostVotes != 0 }
 
+// LostCatalog tells whether this node may have lost entries of the catalog, and does not
+// know it whole again.
+func (c *Core) LostCatalog() bool { return c.catalogLost }
+
 // RememberedCommit is the highest commit number that this node remembers of another.
 func (c *Core) RememberedCommit(id ring.NodeID) uint64 {
 	p := c.peers[id]
