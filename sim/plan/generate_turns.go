@@ -41,10 +41,12 @@ var turns = []struct {
 	{"a node loses its disk right after another was cut off, and half of the time it is not replaced", []Kind{Split, Wipe}, func(g *generator, d dice) []Fault {
 		away, lost := d.two(g.names)
 		cut := g.cutOff(d, away, 2*second, 10*second)
+		cut.At += g.plan.Length / 4
 		wipe := Fault{Kind: Wipe, At: cut.At + d.time(50*millisecond, 2*second), On: lost}
 		if d.oneIn(2) {
 			wipe.For = d.time(10*millisecond, 5*second)
 		}
+		g.whole(wipe.At)
 		return []Fault{cut, wipe}
 	}},
 	{"gossip says of a dead node that it lives", []Kind{Crash, StaleRevive}, func(g *generator, d dice) []Fault {
@@ -61,6 +63,18 @@ func (g *generator) inTurn() {
 			g.plan.Faults = append(g.plan.Faults, t.draw(g, d)...)
 		}
 	}
+}
+
+// whole takes out the faults that keep a node or a disk from being whole at a moment: the
+// promises cover the loss of a disk only where all others are, and it would be left out.
+func (g *generator) whole(at Duration) {
+	g.plan.Faults = slices.DeleteFunc(g.plan.Faults, func(f Fault) bool {
+		switch f.Kind {
+		case Crash, PowerCut, Restart, Pause, Join, DiskError, Torn, Amnesia, Damage, DamageRecord, OpenError, Rollback, Wipe, KeyReturns:
+			return f.At < at && at < f.At+f.For+5*second
+		}
+		return false
+	})
 }
 
 // cutOff cuts a node off from all other nodes, and some of the clients with it.
