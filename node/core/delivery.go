@@ -1,7 +1,6 @@
 package core
 
 import (
-	"maps"
 	"slices"
 	"sort"
 
@@ -88,8 +87,8 @@ type feed struct {
 	id    wire.GroupID
 	name  string
 	lanes map[wire.Lane]*feedLane
-	// before is how far the owner before may have handed out, if it did not say.
-	before map[wire.Lane]wire.Offset
+	// before is what owners before handed out, or may have where they did not say.
+	before map[wire.Lane]wire.Runs
 	// retries wait for their time; the turn says whether the next message is one.
 	retries  retryHeap
 	waiting  map[laneOffset]*retry // those of the heap, by their first message
@@ -130,10 +129,12 @@ func (o *ownership) begin(handed bool) {
 		id := p.groupIDs()[i]
 		f := &feed{
 			o: o, id: id, name: g.Name, lanes: map[wire.Lane]*feedLane{},
-			before: map[wire.Lane]wire.Offset{}, waiting: map[laneOffset]*retry{},
+			before: map[wire.Lane]wire.Runs{}, waiting: map[laneOffset]*retry{},
 		}
 		if !handed {
-			maps.Copy(f.before, p.group(id).watermarks)
+			for l, mark := range p.group(id).watermarks { // each by itself
+				f.before[l] = wire.Runs{wire.Span(0, mark)}
+			}
 		}
 		o.feeds[id] = f
 		f.load()
@@ -490,9 +491,11 @@ func (f *feed) hand(s *sub, x *cached, from wire.Offset) (wire.Delivery, bool) {
 	} else if ok {
 		to = min(to, next)
 	}
-	if mark := f.before[b.Lane]; cause == wire.CauseNone && from < mark {
-		cause = wire.CauseTakeover // the owner before may have handed it out
-		to = min(to, mark)
+	if before := f.before[b.Lane]; cause == wire.CauseNone && before.Contains(from) {
+		cause = wire.CauseTakeover
+		to = min(to, before.Gap(from))
+	} else if next, ok := before.Next(from); ok && next > from {
+		to = min(to, next)
 	}
 	return f.give(s, x, wire.Span(from, to), 1, cause, nil)
 }

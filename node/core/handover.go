@@ -50,7 +50,7 @@ func (o *ownership) offer(to ring.NodeID, done func(bool)) {
 func (o *ownership) release(to ring.NodeID, done func(bool)) {
 	p, c := o.p, o.p.core
 	o.phase = releasing
-	table := o.flying()
+	table, before := o.flying(), o.handedOut()
 	ended := false
 	finish := func(ok bool) {
 		if !ended {
@@ -59,14 +59,11 @@ func (o *ownership) release(to ring.NodeID, done func(bool)) {
 		}
 	}
 	for _, id := range p.otherHomes() {
-		m := &wire.Release{Partition: p.id, Term: o.term, To: to}
-		if id == to {
-			m.InFlight = table
-			continue
+		if id != to {
+			c.call(id, &wire.Release{Partition: p.id, Term: o.term, To: to}, callTimeout, func(wire.Message) {})
 		}
-		c.call(id, m, callTimeout, func(wire.Message) {})
 	}
-	m := &wire.Release{Partition: p.id, Term: o.term, To: to, InFlight: table}
+	m := &wire.Release{Partition: p.id, Term: o.term, To: to, InFlight: table, HandedOut: before}
 	c.call(to, m, callTimeout, func(msg wire.Message) {
 		_, ok := msg.(*wire.Done)
 		finish(ok)
@@ -92,6 +89,37 @@ func (o *ownership) flying() []wire.InFlight {
 					Group: g, Receipt: d.receipt, Runs: d.runs.Clone(), Consumer: d.consumer,
 					Left: uint32(max(0, d.until-c.now.Mono) / Millisecond),
 				})
+			}
+		}
+	}
+	return out
+}
+
+// handedOut is what was handed out in this term or, as far as is known, in one before, is
+// not done, and not in flight: what consumers gave back, let go or left behind. Retries that
+// are in memory alone are not handed over, so their attempts count anew.
+func (o *ownership) handedOut() []wire.HandedOut {
+	var out []wire.HandedOut
+	for _, g := range sortedKeys(o.feeds) {
+		f := o.feeds[g]
+		delayed := map[wire.Lane]wire.Runs{} // never handed out: they wait for their time
+		for _, r := range f.retries {
+			if r.Attempt == 0 {
+				runs := delayed[r.Lane]
+				runs.Add(r.Run)
+				delayed[r.Lane] = runs
+			}
+		}
+		for _, l := range o.p.order {
+			fl := f.lane(l)
+			runs := fl.handed.Clone()
+			runs.AddAll(fl.released)
+			runs.AddAll(f.before[l])
+			for _, d := range fl.inflight {
+				runs = runs.Minus(d.runs)
+			}
+			if runs = runs.Minus(delayed[l]).Minus(o.p.group(g).runs(l)); len(runs) > 0 {
+				out = append(out, wire.HandedOut{Group: g, Lane: l, Runs: runs})
 			}
 		}
 	}
@@ -141,7 +169,12 @@ func (o *ownership) takeTable() {
 			o.restore(f, x.Receipt, x.Runs, x.Consumer, o.p.core.subOf(o.p, x.Group, x.Consumer), Instant(x.Left)*Millisecond)
 		}
 	}
-	o.table = nil
+	for _, x := range o.handedBefore {
+		if f := o.feeds[x.Group]; f != nil {
+			f.before[x.Lane] = x.Runs.Clone()
+		}
+	}
+	o.table, o.handedBefore = nil, nil
 }
 
 // subOf finds a consumer's subscription at this node.

@@ -41,17 +41,19 @@ type ownership struct {
 	merged map[ring.NodeID]bool // whose state, taken after the grant, is here
 	// fresh says that nobody has owned the partition before, or that the owner before
 	// handed over: no reclaim grace is needed.
-	fresh     bool
-	table     []wire.InFlight // handed over
-	previous  wire.Term       // the highest that was promised before this one
-	expected  wire.Term       // of the release that the table came with
-	timer     *timer
-	offering  bool    // to hand over
-	nextOffer Instant // not before: to a better placed node
-	feeds     map[wire.GroupID]*feed
-	pumping   bool
-	serial    uint64 // of the last delivery
-	scans     int    // retry records that are still being read
+	fresh bool
+	table []wire.InFlight // handed over
+	// handedBefore came with the table.
+	handedBefore []wire.HandedOut
+	previous     wire.Term // the highest that was promised before this one
+	expected     wire.Term // of the release that the table came with
+	timer        *timer
+	offering     bool    // to hand over
+	nextOffer    Instant // not before: to a better placed node
+	feeds        map[wire.GroupID]*feed
+	pumping      bool
+	serial       uint64 // of the last delivery
+	scans        int    // retry records that are still being read
 }
 
 // leaseOf is what a grant asked for at an instant is worth to its holder.
@@ -134,7 +136,7 @@ func (p *partition) takeOver(r *wire.Release) {
 	c.timers.stop(p.claim)
 	p.own = &ownership{
 		p: p, grants: map[ring.NodeID]Instant{}, asking: map[ring.NodeID]bool{}, merged: map[ring.NodeID]bool{},
-		feeds: map[wire.GroupID]*feed{}, table: r.InFlight, expected: r.Term,
+		feeds: map[wire.GroupID]*feed{}, table: r.InFlight, handedBefore: r.HandedOut, expected: r.Term,
 	}
 	p.own.promise()
 }

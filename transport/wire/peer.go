@@ -159,13 +159,22 @@ type Offer struct {
 }
 
 // Release says that the sender has stopped handing out and gives up its lease
-// under Term in favour of To. It goes to all home replicas; InFlight is only for
-// To. Answer: Done.
+// under Term in favour of To. It goes to all home replicas; InFlight and HandedOut are
+// only for To. Answer: Done.
 type Release struct {
 	Partition PartitionID
 	Term      Term
 	To        ring.NodeID
 	InFlight  []InFlight
+	HandedOut []HandedOut
+}
+
+// HandedOut is what of a lane was handed out before, is not done, and in flight no more:
+// the next delivery is not the first.
+type HandedOut struct {
+	Group GroupID
+	Lane  Lane
+	Runs  Runs
 }
 
 // GetState asks a replica for the state of a partition, without bodies. Answer:
