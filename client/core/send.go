@@ -92,13 +92,13 @@ func (c *Core) send(now Instant, items []Item) {
 }
 
 // sendAll spreads messages over partitions, then begins batches: so what came together
-// goes together.
+// goes together. Behind messages that wait for the queue all others wait too (P5).
 func (c *Core) sendAll(now Instant, items []Item) {
 	var touched []*partition
 	for i := range items {
 		it := &items[i]
 		q := c.queue(it.Queue)
-		if len(q.partitions) == 0 || c.ring == nil {
+		if len(q.partitions) == 0 || c.ring == nil || len(q.waiting) > 0 {
 			if len(q.waiting) == 0 {
 				c.describe(now, q)
 			}
