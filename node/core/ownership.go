@@ -527,6 +527,10 @@ func (p *partition) promiseTo(req ReqID, from ring.NodeID, term wire.Term) {
 	c.timers.stop(p.claim)
 	c.persistThen([]wire.Op{put(key(recordTerm, uint64(p.id)), term)}, func() {
 		if p.promised != term || p.grant.term != term {
+			if p.grant.term == term { // a term that was heard of is promised since (promiseCopied, endRepair)
+				p.grant.until = c.now.Mono + ownershipLease // of this one it may have given a grant before
+				p.claimIn(0)
+			}
 			c.reply(req, &wire.Granted{Promised: p.promised})
 			return
 		}
