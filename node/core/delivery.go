@@ -91,7 +91,6 @@ type feed struct {
 	before map[wire.Lane]wire.Runs
 	// retries wait for their time; the turn says whether the next message is one.
 	retries  retryHeap
-	waiting  map[laneOffset]*retry // those of the heap, by their first message
 	turn     bool
 	onDisk   int    // retry records that are not in memory
 	spilled  int    // of those, what is not yet given to the disk
@@ -110,6 +109,7 @@ type feedLane struct {
 	// They are taken out when they are done.
 	handed   wire.Runs
 	released wire.Runs   // not handed out any more: new again, with a mark
+	waiting  []*retry    // those of the heap, by their first message
 	excluded wire.Runs   // copies of messages that are in flight at another position
 	inflight []*delivery // by the first offset of their receipt, then by age
 	byID     map[deliveryID]*delivery
@@ -129,7 +129,7 @@ func (o *ownership) begin(handed bool) {
 		id := p.groupIDs()[i]
 		f := &feed{
 			o: o, id: id, name: g.Name, lanes: map[wire.Lane]*feedLane{},
-			before: map[wire.Lane]wire.Runs{}, waiting: map[laneOffset]*retry{},
+			before: map[wire.Lane]wire.Runs{},
 		}
 		if !handed {
 			for l, mark := range p.group(id).watermarks { // each by itself

@@ -3,15 +3,10 @@ package core
 import (
 	"container/heap"
 	"slices"
+	"sort"
 
 	"github.com/meshq/meshq/transport/wire"
 )
-
-// laneOffset is a place in a lane.
-type laneOffset struct {
-	lane   wire.Lane
-	offset wire.Offset
-}
 
 // retry is a run of messages of one batch that waits for its time.
 type retry struct {
@@ -140,7 +135,8 @@ func (f *feed) enqueue(r *retry) {
 		wait = min(r.Due-c.now.Wall, r.Wait)
 	}
 	r.at = c.now.Mono + Instant(wait)*Millisecond
-	f.waiting[laneOffset{r.Lane, r.Run.From}] = r
+	fl := f.lane(r.Lane)
+	fl.waiting = slices.Insert(fl.waiting, fl.waitingFrom(r.Run.From), r)
 	heap.Push(&f.retries, r)
 	f.armDue()
 }
@@ -164,10 +160,41 @@ func (f *feed) armDue() {
 
 // pop takes the first retry out of memory, and reads more from disk when few are left.
 func (f *feed) pop() *retry {
-	r := heap.Pop(&f.retries).(*retry)
-	delete(f.waiting, laneOffset{r.Lane, r.Run.From})
+	r := f.retries[0]
+	f.forget(r)
 	f.refill()
 	return r
+}
+
+// forget takes a retry out of memory.
+func (f *feed) forget(r *retry) {
+	heap.Remove(&f.retries, r.index)
+	fl := f.lane(r.Lane)
+	for i := fl.waitingFrom(r.Run.From); i < len(fl.waiting); i++ {
+		if fl.waiting[i] == r {
+			fl.waiting = slices.Delete(fl.waiting, i, i+1)
+			return
+		}
+	}
+}
+
+// waitingFrom is where the first of the waiting retries that begins at o or later is.
+func (fl *feedLane) waitingFrom(o wire.Offset) int {
+	return sort.Search(len(fl.waiting), func(i int) bool { return fl.waiting[i].Run.From >= o })
+}
+
+// waitingIn are the retries in memory that overlap a run, in order.
+func (f *feed) waitingIn(l wire.Lane, run wire.Run) []*retry {
+	fl := f.lane(l)
+	i := fl.waitingFrom(run.From)
+	for i > 0 && fl.waiting[i-1].Run.To > run.From {
+		i--
+	}
+	j := i
+	for j < len(fl.waiting) && fl.waiting[j].Run.From < run.To {
+		j++
+	}
+	return slices.Clone(fl.waiting[i:j])
 }
 
 // refill brings retries from disk into memory when few are left there.
@@ -274,8 +301,7 @@ func (f *feed) fetchRetry(r *retry) {
 			p.pullAll()
 		}
 		if r.index >= 0 && r.index < len(f.retries) && f.retries[r.index] == r {
-			heap.Remove(&f.retries, r.index)
-			delete(f.waiting, laneOffset{r.Lane, r.Run.From})
+			f.forget(r)
 			if wait == missingWait && f.copyHere(r) {
 				f.unhand(r.Lane, r.Run)
 				o.pump()
@@ -377,44 +403,53 @@ func (f *feed) loadFrom(after []byte, then func()) {
 	})
 }
 
-// loadRecord takes one record; of two for the same message the higher attempt wins.
+// loadRecord takes one record. Of two for the same message the higher attempt wins, and
+// what is in flight has one of its own: a disk may bring back what was deleted.
 func (f *feed) loadRecord(record wire.StoredRecord) []wire.Op {
 	p := f.o.p
 	r, err := decodeRetry(record.Value)
 	if err != nil || r.Group != f.id || p.group(f.id).runs(r.Lane).Covers(r.Run) {
 		return []wire.Op{remove(record.Key)}
 	}
-	at := laneOffset{r.Lane, r.Run.From}
-	if known := f.waiting[at]; known != nil {
-		if known.Attempt >= r.Attempt && string(known.key) != string(record.Key) {
-			return []wire.Op{remove(record.Key)}
+	open := wire.Runs{r.Run}
+	for _, d := range deliveriesIn(f.lane(r.Lane), r.Run) {
+		if string(d.retry) == string(record.Key) {
+			return nil // it goes when the delivery has ended
 		}
-		var ops []wire.Op
-		if known.key != nil && string(known.key) != string(record.Key) {
-			ops = append(ops, remove(known.key))
+		open = open.Minus(d.runs)
+	}
+	for _, known := range f.waitingIn(r.Lane, r.Run) {
+		if string(known.key) == string(record.Key) {
+			return nil // it was loaded before
 		}
-		heap.Remove(&f.retries, known.index)
-		delete(f.waiting, at)
-		known.Retry, known.key = r, slices.Clone(record.Key)
-		f.enqueue(known)
-		return ops
+		if known.Attempt >= r.Attempt {
+			open.Remove(known.Run)
+		}
 	}
-	if f.lane(r.Lane).flying(r.Run) {
-		return nil // its record goes when it is settled
+	if len(open) == 0 {
+		return []wire.Op{remove(record.Key)}
 	}
+	f.lane(r.Lane).handed.AddAll(open)
 	if len(f.retries) >= p.core.cfg.Limits.Retries {
-		f.lane(r.Lane).handed.Add(r.Run)
 		f.onDisk++
 		return nil
 	}
-	f.lane(r.Lane).handed.Add(r.Run)
-	f.enqueue(&retry{Retry: r, key: slices.Clone(record.Key)})
+	for _, run := range open {
+		for _, known := range f.waitingIn(r.Lane, run) {
+			f.dropRetry(known, run)
+		}
+	}
 	f.after = record.Key
-	return nil
+	if len(open) == 1 && open[0] == r.Run {
+		f.enqueue(&retry{Retry: r, key: slices.Clone(record.Key)})
+		return nil
+	}
+	whole := &retry{Retry: r}
+	for _, run := range open {
+		f.enqueue(whole.part(run))
+	}
+	return []wire.Op{remove(record.Key)}
 }
-
-// flying says whether some of a run is in flight.
-func (fl *feedLane) flying(run wire.Run) bool { return len(deliveriesIn(fl, run)) > 0 }
 
 // loadMore brings the next retries from disk into memory.
 func (f *feed) loadMore() {
@@ -496,8 +531,7 @@ func (p *partition) sweepRetries(after []byte) {
 func (f *feed) dropRetry(r *retry, run wire.Run) {
 	p := f.o.p
 	if r.index >= 0 && r.index < len(f.retries) && f.retries[r.index] == r {
-		heap.Remove(&f.retries, r.index)
-		delete(f.waiting, laneOffset{r.Lane, r.Run.From})
+		f.forget(r)
 	}
 	var ops []wire.Op
 	if r.key != nil {

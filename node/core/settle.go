@@ -407,18 +407,6 @@ func older(a, b wire.Receipt) bool {
 	return a.Serial < b.Serial
 }
 
-// waitingIn are the retries in memory that overlap a run.
-func (f *feed) waitingIn(l wire.Lane, run wire.Run) []*retry {
-	var out []*retry
-	for _, r := range f.retries {
-		if r.Lane == l && r.Run.From < run.To && run.From < r.Run.To {
-			out = append(out, r)
-		}
-	}
-	slices.SortFunc(out, func(a, b *retry) int { return int(a.Run.From) - int(b.Run.From) })
-	return out
-}
-
 // endFeeds stops the timers of an ownership that ends.
 func (o *ownership) endFeeds() {
 	c := o.p.core
