@@ -134,7 +134,13 @@ func (m *Mesh) createQueue(ctx context.Context, name string, s Settings, groups 
 // DeleteQueue deletes a queue and its messages. The errors are ErrNoQueue, ErrQuorum
 // and ErrUnreachable.
 func (m *Mesh) DeleteQueue(ctx context.Context, name string) error {
-	if _, err := request[*wire.Done](ctx, m, 0, adminTimeout, &wire.DeleteQueue{Name: name}); err != nil {
+	// The request is repeated where no answer comes, and may arrive late: it names the
+	// generation, so that it never deletes a queue that was created since.
+	info, err := request[*wire.QueueInfo](ctx, m, 0, adminTimeout, &wire.DescribeQueue{Name: name})
+	if err == nil {
+		_, err = request[*wire.Done](ctx, m, 0, adminTimeout, &wire.DeleteQueue{Name: name, Generation: info.Entry.Generation})
+	}
+	if err != nil {
 		return fmt.Errorf("delete queue %s: %w", name, err)
 	}
 	return nil

@@ -77,7 +77,7 @@ func (o *ownQueue) delete() {
 	r := o.r
 	r.check.leaving(o.q)
 	r.deleting = append(r.deleting, o.name)
-	o.admin.ask(&wire.DeleteQueue{Name: o.name}, func(answer wire.Message) bool {
+	o.admin.ask(&wire.DeleteQueue{Name: o.name, Generation: o.q.entry.Generation}, func(answer wire.Message) bool {
 		switch m := answer.(type) {
 		case *wire.Done:
 		case *wire.Error:

@@ -250,6 +250,12 @@ func (s *script) command(line string) error {
 		return s.mesh(words)
 	case "create": // create QUEUE [replicas=N quorum=W partitions=P lease=MS groups=a,b]
 		return s.create(words)
+	case "delete": // delete NODE: deletes photos by way of NODE, and does not wait
+		h, err := s.host(words[0])
+		if err != nil {
+			return err
+		}
+		s.askAt(h, &wire.DeleteQueue{Name: s.q.entry.Name})
 	case "start": // start NODE [join=NODE]
 		join := option(&words, "join", "")
 		h, err := s.host(words[0])
@@ -498,6 +504,14 @@ func (s *script) create(words []string) error {
 	}
 	s.q = made
 	return nil
+}
+
+// askAt asks a node, and prints its answer when it comes.
+func (s *script) askAt(h *host, msg wire.Message) {
+	one := &asker{failed: func() {}, do: func(c *conn) {
+		c.call(msg, func(answer wire.Message) { s.line("%s answers: %s", h.name, s.describe(answer)) })
+	}}
+	s.world.addClient("admin-of-"+h.name, one).dial(h)
 }
 
 type scriptProducer struct {

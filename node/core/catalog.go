@@ -298,17 +298,22 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 }
 
 // deleteQueue answers DeleteQueue. asked says that this node knows what a majority knows.
+// A request may be repeated, and come late: it must not delete what was created since.
 func (c *Core) deleteQueue(req ReqID, m *wire.DeleteQueue, asked bool) {
-	old := c.catalog.live(m.Name)
-	if old == nil {
-		if c.sure(req, asked, func() { c.deleteQueue(req, m, true) }) {
-			return
+	old := c.catalog.entries[m.Name]
+	switch {
+	case old != nil && m.Generation != 0 && old.Deleted >= m.Generation:
+		// The entry that says so may be here alone: it is made known again.
+	case old == nil || !old.Live() || old.Generation < m.Generation:
+		if !c.sure(req, asked, func() { c.deleteQueue(req, m, true) }) {
+			c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Name))
 		}
-		c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Name))
 		return
+	case m.Generation == 0:
+		m = &wire.DeleteQueue{Name: m.Name, Generation: old.Generation}
 	}
 	e := *old
-	e.Deleted = e.Generation
+	e.Deleted = max(e.Deleted, m.Generation)
 	c.changeCatalog(&e, func() { c.deleteQueue(req, m, asked) }, func(err *wire.Error) {
 		if err != nil {
 			c.reply(req, err)

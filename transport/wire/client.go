@@ -156,9 +156,11 @@ type CreateQueue struct {
 	Groups   []string // none: "default"
 }
 
-// DeleteQueue deletes a queue and its messages. Answer: Done or Error.
+// DeleteQueue deletes a queue and its messages. With a Generation it deletes no later one,
+// so that it can be repeated: that it is deleted already is Done, too. Answer: Done or Error.
 type DeleteQueue struct {
-	Name string
+	Name       string
+	Generation uint64 // 0: the one that the first node to be asked knows
 }
 
 // ListQueues asks for all queues. Answer: Queues.
