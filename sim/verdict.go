@@ -42,11 +42,7 @@ func Rules(p *plan.Plan) history.Rules {
 			continue
 		}
 		r.Ahead = true
-		most := lease[c.Queue] * 4 / 3
-		if c.Forget == 0 { // none of its workers takes longer than a lease
-			most = min(most, 2*time.Duration(c.Window)*time.Duration(c.Hold))
-		}
-		wait = max(wait, most)
+		wait = max(wait, lease[c.Queue]*4/3)
 	}
 	r.Flight += wait
 	return r
