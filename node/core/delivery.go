@@ -484,20 +484,42 @@ func (f *feed) hand(s *sub, x *cached, from wire.Offset) (wire.Delivery, bool) {
 			return wire.Delivery{}, false
 		}
 	}
-	cause := wire.CauseNone
-	if next, ok := fl.released.Next(from); ok && next == from {
-		cause = wire.CauseReleased
-		to = min(to, fl.released.Gap(from))
-	} else if ok {
-		to = min(to, next)
-	}
-	if before := f.before[b.Lane]; cause == wire.CauseNone && before.Contains(from) {
-		cause = wire.CauseTakeover
-		to = min(to, before.Gap(from))
-	} else if next, ok := before.Next(from); ok && next > from {
-		to = min(to, next)
-	}
+	cause, to := f.marked(b.Lane, from, to)
 	return f.give(s, x, wire.Span(from, to), 1, cause, nil)
+}
+
+// marked is why the new message at from is not delivered for the first time, if so, and up
+// to where that holds. It may have been handed out at another position.
+func (f *feed) marked(l wire.Lane, from, to wire.Offset) (wire.Cause, wire.Offset) {
+	p, run := f.o.p, wire.Span(from, to)
+	released, before := f.lane(l).released.Overlap(run), f.before[l].Overlap(run)
+	for _, other := range p.aliasesOf(l, run) {
+		for _, m := range [...]struct {
+			there wire.Runs
+			here  *wire.Runs
+		}{{f.lane(other.lane).released, &released}, {f.before[other.lane], &before}} {
+			for _, x := range m.there.Overlap(other.run) {
+				for _, mine := range p.aliasesOf(other.lane, x) {
+					if mine.lane == l {
+						m.here.Add(mine.run)
+					}
+				}
+			}
+		}
+	}
+	cause := wire.CauseNone
+	for _, m := range [...]struct {
+		runs  wire.Runs
+		cause wire.Cause
+	}{{released, wire.CauseReleased}, {before, wire.CauseTakeover}} {
+		if cause == wire.CauseNone && m.runs.Contains(from) {
+			cause = m.cause
+			to = min(to, m.runs.Gap(from))
+		} else if next, ok := m.runs.Next(from); ok && next > from {
+			to = min(to, next)
+		}
+	}
+	return cause, to
 }
 
 // give makes the delivery of a run to a consumer.
