@@ -27,7 +27,7 @@ type libProducer struct {
 	left    int // messages that it may still send
 	timeout int64
 	waits   bool // like Send; otherwise like SendAsync, with so many under way at most
-	hurry   int64
+	hurry   hurry
 	until   int64 // no new message after that
 
 	number uint64 // of the next message of this process
@@ -52,7 +52,7 @@ type libItem struct {
 
 func (w *world) newLibProducer(x *plan.Producer) *libProducer {
 	p := &libProducer{
-		queue: x.Queue, think: int64(x.Think), batch: x.Batch, bytes: x.Bytes, keys: x.Keys, left: x.Count, timeout: int64(x.Timeout), hurry: 1,
+		queue: x.Queue, think: int64(x.Think), batch: x.Batch, bytes: x.Bytes, keys: x.Keys, left: x.Count, timeout: int64(x.Timeout),
 	}
 	if p.left == 0 {
 		p.left = math.MaxInt
@@ -84,8 +84,7 @@ func (p *libProducer) settle() {}
 
 // rush lets it think that many times as fast for d.
 func (p *libProducer) rush(times int, d int64) {
-	p.hurry *= int64(times)
-	p.w.after(d, func() { p.hurry /= int64(times) })
+	p.w.after(d, p.hurry.up(times))
 }
 
 // stuck is the oldest message without an answer.
@@ -100,7 +99,7 @@ func (p *libProducer) stuck() (about msgKey, what string) {
 func (p *libProducer) through() bool { return p.ended && len(p.open) == 0 }
 
 func (p *libProducer) next() {
-	p.h.later(exponential(p.coin(), p.think/p.hurry), p.send)
+	p.h.later(exponential(p.coin(), p.think/p.hurry.times()), p.send)
 }
 
 // send gives the library some messages.

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/meshq/meshq/sim/plan"
 )
@@ -40,4 +41,24 @@ func (r *runner) hitClient(f *fault) (end func(), why impossible) {
 		}
 	}
 	return func() {}, ""
+}
+
+// hurry are the bursts under way of a producer: it thinks as many times as fast as the
+// greatest says.
+type hurry []int
+
+// up begins a burst; what it returns ends it.
+func (h *hurry) up(times int) (end func()) {
+	*h = append(*h, times)
+	return func() {
+		i := slices.Index(*h, times)
+		*h = slices.Delete(*h, i, i+1)
+	}
+}
+
+func (h hurry) times() int64 {
+	if len(h) == 0 {
+		return 1
+	}
+	return int64(slices.Max(h))
 }

@@ -203,7 +203,7 @@ type producer struct {
 	bytes     int   // of a body, at most; 0: no more than its name
 	until     int64 // no new batch after that
 	left      int   // messages it may still send
-	hurry     int   // it thinks that many times as fast
+	hurry     hurry
 	timeout   uint32
 
 	next    uint64 // sequence
@@ -221,7 +221,7 @@ type producer struct {
 }
 
 func (w *world) newProducer(name string, q *queue, p wire.PartitionID) *producer {
-	pr := &producer{w: w, q: q, partition: p, most: 4, think: 20 * millisecond, timeout: 2000, left: 1 << 30, hurry: 1}
+	pr := &producer{w: w, q: q, partition: p, most: 4, think: 20 * millisecond, timeout: 2000, left: 1 << 30}
 	pr.h = w.addClient(name, pr)
 	pr.mint()
 	return pr
@@ -256,8 +256,7 @@ func (p *producer) settle() {}
 
 // rush lets it think that many times as fast for d.
 func (p *producer) rush(times int, d int64) {
-	p.hurry *= times
-	p.w.after(d, func() { p.hurry /= times })
+	p.w.after(d, p.hurry.up(times))
 }
 
 // kill is the end of its process; another producer takes its place.
@@ -271,7 +270,7 @@ func (p *producer) kill(back int64) {
 	})
 }
 
-func (p *producer) again() { p.h.later(exponential(p.coin(), p.think/int64(p.hurry)), p.send) }
+func (p *producer) again() { p.h.later(exponential(p.coin(), p.think/p.hurry.times()), p.send) }
 
 func (p *producer) coin() uint64 {
 	p.coins++
