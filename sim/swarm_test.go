@@ -21,6 +21,7 @@ var (
 	swarmSeed    = flag.Uint64("swarm.seed", 0, "the only seed to run; 0: all")
 	swarmTime    = flag.Duration("swarm.time", 0, "run seeds for that long instead of a number of them")
 	swarmTrace   = flag.Bool("swarm.trace", false, "print the whole trace of a seed that fails, or of -swarm.seed")
+	swarmTwice   = flag.Int("swarm.twice", 20, "one seed in so many is run twice; the traces must be the same")
 	swarmKeep    = flag.Bool("swarm.keep", false, "go on after a seed that failed")
 	swarmReach   = flag.Bool("swarm.situations", false, "fail if no seed comes across one of the situations; also with 500 seeds or more")
 	swarmClients = flag.String("swarm.clients", "", "library, mixed or drawn by each seed; empty: raw")
@@ -57,7 +58,7 @@ func TestSwarm(t *testing.T) {
 		report(t, r)
 		return
 	}
-	s := &Swarm{First: *swarmFirst, Seeds: *swarmSeeds, Twice: 20, KeepGoing: *swarmKeep, Generate: plan.GenerateOptions{Clients: plan.Clients(*swarmClients)}}
+	s := &Swarm{First: *swarmFirst, Seeds: *swarmSeeds, Twice: *swarmTwice, KeepGoing: *swarmKeep, Generate: plan.GenerateOptions{Clients: plan.Clients(*swarmClients)}}
 	if testing.Short() {
 		s.Seeds = min(s.Seeds, 20)
 	}
