@@ -139,12 +139,15 @@ func report(t *testing.T, r *Result) {
 	t.Logf("the life of %s:\n%s", about, strings.Join(life, "\n"))
 }
 
-// TestDeterminismAcrossProcesses runs a seed in processes with one and with four
+// TestDeterminismAcrossProcesses runs seeds in processes with one and with four
 // processors: the hashes are equal.
 func TestDeterminismAcrossProcesses(t *testing.T) {
-	const seed = 3
+	s := Swarm{First: 1, Seeds: 8, KeepGoing: true, Generate: plan.GenerateOptions{Clients: plan.ClientsDrawn}}
+	if testing.Short() {
+		s.Seeds = 3
+	}
 	if os.Getenv("MESHQ_SIM_CHILD") != "" {
-		fmt.Printf("hash %016x\n", Run(plan.Generate(seed, plan.GenerateOptions{}), Options{}).Hash)
+		fmt.Printf("hash %016x\n", s.Run(t.Context()).Hash)
 		return
 	}
 	self, err := os.Executable()
@@ -153,7 +156,7 @@ func TestDeterminismAcrossProcesses(t *testing.T) {
 	}
 	var hashes []string
 	for _, procs := range []string{"1", "4"} {
-		child := exec.CommandContext(t.Context(), self, "-test.run=^TestDeterminismAcrossProcesses$")
+		child := exec.CommandContext(t.Context(), self, "-test.run=^TestDeterminismAcrossProcesses$", fmt.Sprintf("-test.short=%t", testing.Short()))
 		child.Env = append(os.Environ(), "MESHQ_SIM_CHILD=1", "GOMAXPROCS="+procs)
 		out, err := child.CombinedOutput()
 		if err != nil {
@@ -163,7 +166,7 @@ func TestDeterminismAcrossProcesses(t *testing.T) {
 		hashes = append(hashes, hash)
 	}
 	if hashes[0] != hashes[1] || !strings.HasPrefix(hashes[0], "hash ") {
-		t.Errorf("seed %d with one processor: %s, with four: %s", seed, hashes[0], hashes[1])
+		t.Errorf("%d seeds with one processor: %s, with four: %s", s.Seeds, hashes[0], hashes[1])
 	}
 }
 
