@@ -109,7 +109,7 @@ func mutantNames() (out []string) {
 // hunt looks for a bug. Directed plans are for those that random ones rarely find.
 func (m mutant) hunt() *score {
 	s := &score{mutant: m}
-	var o plan.GenerateOptions
+	o := plan.GenerateOptions{Clients: plan.ClientsRaw}
 	for kind := range strings.SplitSeq(*mutantsKinds, ",") {
 		if kind != "" {
 			o.Kinds = append(o.Kinds, plan.Kind(kind))

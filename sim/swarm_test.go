@@ -24,7 +24,7 @@ var (
 	swarmTwice   = flag.Int("swarm.twice", 20, "one seed in so many is run twice; the traces must be the same")
 	swarmKeep    = flag.Bool("swarm.keep", false, "go on after a seed that failed")
 	swarmReach   = flag.Bool("swarm.situations", false, "fail if no seed comes across one of the situations; also with 500 seeds or more")
-	swarmClients = flag.String("swarm.clients", "", "library, mixed or drawn by each seed; empty: raw")
+	swarmClients = flag.String("swarm.clients", "", "raw, library or mixed; empty: each seed draws one")
 	swarmStats   = flag.Bool("swarm.stats", false, "print a line for each seed")
 )
 

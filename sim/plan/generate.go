@@ -23,8 +23,8 @@ type Clients string
 // The mixtures of clients. ClientsDrawn has each seed draw one: half of the seeds have
 // clients of the library alone.
 const (
-	ClientsRaw     Clients = ""
-	ClientsDrawn   Clients = "drawn"
+	ClientsDrawn   Clients = ""
+	ClientsRaw     Clients = "raw"
 	ClientsLibrary Clients = "library"
 	ClientsMixed   Clients = "mixed"
 )
