@@ -1,11 +1,13 @@
 package chaos
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"github.com/meshq/meshq/client"
 	"github.com/meshq/meshq/sim/plan"
 )
 
@@ -75,15 +77,35 @@ func diskError(f *fault) (func() error, error) {
 			if err := p.node.FailDisk(); err != nil {
 				return err
 			}
-			select {
-			case <-p.node.Exited():
-				f.say("%s stopped itself with exit code %d: %s", p.node.Name(), p.node.ExitCode(), lastLine(p.node.Log()))
-				return nil
-			case <-time.After(failPatience):
-				return &breachError{"Stop", fmt.Sprintf("%s has not stopped itself %v after its disk failed", p.node.Name(), failPatience)}
+			patience := time.After(failPatience)
+			for {
+				select {
+				case <-p.node.Exited():
+					f.say("%s stopped itself with exit code %d: %s", p.node.Name(), p.node.ExitCode(), lastLine(p.node.Log()))
+					return nil
+				case <-time.After(stirEvery):
+					f.stir()
+				case <-patience:
+					return &breachError{"Stop", fmt.Sprintf("%s has not stopped itself %v after its disk failed", p.node.Name(), failPatience)}
+				}
 			}
 		})
 	})
+}
+
+// stirEvery is how often a mesh with a node whose disk has failed is given something to
+// write.
+const stirEvery = 2 * time.Second
+
+// stir has all members that can be reached write something, for a node that keeps no
+// replica of a queue that is used may have nothing to write: a queue is created and deleted.
+func (f *fault) stir() {
+	const name = "stirred"
+	ctx, cancel := context.WithTimeout(f.n.alive, stirEvery)
+	defer cancel()
+	if _, err := f.n.observer.CreateQueue(ctx, name, client.Settings{}); err == nil {
+		_ = f.n.observer.DeleteQueue(ctx, name) // there is no harm in one that stays
+	}
 }
 
 // hurt kills nodes and hurts a file of each.
