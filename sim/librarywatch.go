@@ -31,7 +31,7 @@ type lease struct{ ends, surely int64 }
 // lease is one of so many milliseconds that began at a time.
 func (x *libraryWatch) lease(from int64, ms uint32) lease {
 	d := int64(ms) * millisecond
-	return lease{from + d - d*x.l.h.ppm/1_000_000, from + d*95/100}
+	return lease{from + int64(float64(d)/(1+float64(x.l.h.ppm)/1e6)) + 1, from + d*95/100}
 }
 
 func leaseOf(r *wire.Receipt) leaseKey { return leaseKey{r.Partition, r.Term, r.Serial} }
