@@ -132,7 +132,7 @@ func (o *ownership) begin(handed bool) {
 			before: map[wire.Lane]wire.Runs{},
 		}
 		if !handed {
-			for l, mark := range p.group(id).watermarks { // each by itself
+			for l, mark := range p.group(id).watermarks { // each by itself: the order does not matter
 				f.before[l] = wire.Runs{wire.Span(0, mark)}
 			}
 		}
