@@ -177,15 +177,18 @@ func (o *ownership) takeTable() {
 	o.table, o.handedBefore = nil, nil
 }
 
-// subOf finds a consumer's subscription at this node.
+// subOf finds a consumer's subscription at this node. Of several it is the newest: the
+// others are of connections that are gone, and this node does not know it yet.
 func (c *Core) subOf(p *partition, g wire.GroupID, consumer wire.ConsumerID) *sub {
 	for i, id := range p.groupIDs() {
 		if id == g {
+			var newest *sub
 			for _, s := range c.feeders[queueGroup{p.entry.Name, p.entry.Groups[i].Name}] {
-				if s.consumer == consumer {
-					return s
+				if s.consumer == consumer && (newest == nil || s.key.conn > newest.key.conn) {
+					newest = s
 				}
 			}
+			return newest
 		}
 	}
 	return nil
