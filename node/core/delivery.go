@@ -276,7 +276,9 @@ func (c *Core) pumpQueue(queue string) {
 
 // pump hands out what may be handed out, until demand or messages end.
 func (o *ownership) pump() {
-	if o.phase != owning || o.pumping || !o.valid() && !o.p.core.planted(bugDeliveryLate) || o.scans > 0 {
+	// A timer may come when the queue was deleted, or the partition handed over.
+	current := o.p.own == o && o.valid() || o.p.core.planted(bugDeliveryLate)
+	if o.phase != owning || o.pumping || !current || o.scans > 0 {
 		return
 	}
 	o.pumping = true
