@@ -56,7 +56,7 @@ func detection(n, side int, first, own uint64) int64 {
 		wait += between(mix(first, 5), 0, stretch/int64(side))
 	}
 	spread := spreadAtMost
-	if mix(own, 4)%8 == 0 { // the news passes one by
+	if mix(own, 4)%32 == 0 { // the news passes one by
 		spread *= 2
 	}
 	return wait + least + between(mix(own, 2), 0, spread)

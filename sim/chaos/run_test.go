@@ -37,7 +37,7 @@ func TestRun(t *testing.T) {
 		plan.Fault{Kind: plan.ProducerCrash, At: 2 * second, For: second / 2, On: []string{"p2"}},
 		plan.Fault{Kind: plan.ConsumerCrash, At: 3 * second, For: second / 2, On: []string{"c2"}},
 		plan.Fault{Kind: plan.Pause, At: 4 * second, For: second, On: []string{"a"}},
-		plan.Fault{Kind: plan.Poison, At: 5 * second, For: second, On: []string{"c1"}, Count: 3},
+		plan.Fault{Kind: plan.Poison, At: 5 * second, For: second, On: []string{"c1"}, Count: 1},
 		plan.Fault{Kind: plan.Cut, At: 5 * second, For: second, On: []string{"a"}, To: []string{"b"}},
 		plan.Fault{Kind: plan.Restart, At: 6 * second, For: second / 2, On: []string{"c"}},
 		plan.Fault{Kind: plan.Join, At: 6 * second, Count: 1},
