@@ -13,6 +13,9 @@ func (k *checker) keptByHandover(h *host, x *handout, r *wire.Receipt) bool {
 	if v, ok := x.client.client.(interface{ via() bool }); ok && v.via() {
 		return false // the new owner sees it through another node, whose connections are its own
 	}
+	if !connectedSince(x.client, h, x.at) {
+		return false // the new owner takes it for gone when it notices
+	}
 	before := k.terms[r.Partition]
 	if before == r.Term {
 		before = k.before[r.Partition]
@@ -26,4 +29,20 @@ func (k *checker) keptByHandover(h *host, x *handout, r *wire.Receipt) bool {
 		}
 	}
 	return false
+}
+
+// connectedSince tells whether a client has had a whole connection to a node since a time,
+// and no broken one that the node does not know of yet.
+func connectedSince(client, to *host, since int64) bool {
+	whole := false
+	for _, c := range to.in { // any: the order does not matter
+		if c.from != client {
+			continue
+		}
+		if c.dead || !c.up[0] || !c.up[1] {
+			return false
+		}
+		whole = whole || c.at <= since
+	}
+	return whole
 }

@@ -61,6 +61,7 @@ type frame struct {
 type conn struct {
 	w        *world
 	number   uint64
+	at       int64  // when it was made
 	luck     uint64 // key of its luck: the two hosts, and how many times they connected
 	from, to *host
 	life     [2]int // of both sides when it was made
@@ -391,7 +392,7 @@ func (h *host) dial(to *host) {
 			fail(trip)
 			return
 		}
-		c := &conn{w: w, number: number, luck: luck, peer: peer, from: h, to: to, life: [2]int{h.life, to.life}, pumpAt: [2]int64{-1, -1}, calls: map[uint64]func(wire.Message){}}
+		c := &conn{w: w, number: number, at: w.now, luck: luck, peer: peer, from: h, to: to, life: [2]int{h.life, to.life}, pumpAt: [2]int64{-1, -1}, calls: map[uint64]func(wire.Message){}}
 		to.lastConn++
 		c.id = to.lastConn
 		c.up[1] = true
