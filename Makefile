@@ -79,7 +79,7 @@ vet: ## go vet, long tests too
 staticcheck: ## staticcheck, in the version that go.mod pins
 	$(GO) tool staticcheck -tags mesh ./...
 
-check: build fmt vet staticcheck bench-test race mutants-quick swarm-fresh test-mesh chaos test ## what CI runs, and all of chaos: all but the benchmarks, fuzz and mutants
+check: build fmt vet staticcheck bench-test race mutants-quick swarm test-mesh chaos test ## what CI runs, and all of chaos: all but the benchmarks, fuzz and mutants
 
 clean: ## remove what was built (not ./data)
 	rm -rf bin
