@@ -490,7 +490,8 @@ func (c *consumer) coin() uint64 {
 	return c.w.luck(luckClient, c.h.key, 1, c.coins)
 }
 
-// start connects to all home replicas of the queue, and keeps connected.
+// start connects to all home replicas of the queue and to those that own its partitions,
+// and keeps connected.
 func (c *consumer) start() {
 	c.w.tellClient(history.ClientUp, c.h.name)
 	c.keepConnected()
@@ -551,6 +552,9 @@ func (c *consumer) connect() {
 	}
 	for _, p := range c.q.partitions() {
 		for _, h := range c.w.homes(c.q, p) {
+			c.h.dial(h)
+		}
+		if h := c.w.node(c.owners[p]); h != nil { // a home replica of an older ring, for as long as that is open
 			c.h.dial(h)
 		}
 	}
