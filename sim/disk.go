@@ -25,6 +25,8 @@ const (
 	endAfterError = 20 * millisecond
 	// scrubAfter is the longest time after a boot in which the scrubber finds a damaged record.
 	scrubAfter = second
+	// maxValueBytes is the longest value of a record that the store takes (store.MaxValueBytes).
+	maxValueBytes = 512 << 10
 	// fullAfter is the longest time after which a node knows that its disk is full, or not.
 	fullAfter = 200 * millisecond
 )
@@ -96,6 +98,11 @@ func (d *disk) countBoot() uint64 {
 }
 
 func (d *disk) persist(p core.Persist) {
+	for _, op := range p.Ops {
+		if len(op.Value) > maxValueBytes {
+			d.h.w.fail("P10", msgKey{}, "%s writes a record of %d bytes, key %x: its store refuses that and the node ends", d.h.name, len(op.Value), op.Key)
+		}
+	}
 	d.queued = append(d.queued, p)
 	if d.syncing == nil {
 		d.sync()

@@ -336,6 +336,13 @@ func fewerChecks(t *testing.T, n int) {
 	t.Cleanup(func() { set(before) })
 }
 
+// TestValueBound holds the model's bound of a value to that of the store.
+func TestValueBound(t *testing.T) {
+	if maxValueBytes != store.MaxValueBytes {
+		t.Errorf("the model takes values of %d bytes, the store of %d", maxValueBytes, store.MaxValueBytes)
+	}
+}
+
 // TestDiskAgrees: without a crash, and with batches on which a bit has flipped, the model
 // and the store answer the same.
 func TestDiskAgrees(t *testing.T) {

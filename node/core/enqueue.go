@@ -212,9 +212,7 @@ func (p *partition) hold(b *wire.Batch, hint bool) {
 		c.clock = max(c.clock, b.Stamp)
 	}
 	if hint && !c.planted(bugFallbackWithoutHint) {
-		hints := p.hints[b.Lane]
-		hints.Add(b.Run())
-		p.hints[b.Lane] = hints
+		p.addHints(b.Lane, wire.Runs{b.Run()})
 		c.hintBytes += b.Size()
 		p.hintBytes += b.Size()
 	}
@@ -229,17 +227,9 @@ func (p *partition) hold(b *wire.Batch, hint bool) {
 func (p *partition) holdOps(b *wire.Batch, hint bool) []wire.Op {
 	ops := []wire.Op{{Kind: wire.OpBatch, Batch: *b}}
 	if hint {
-		ops = append(ops, p.hintOp(b.Lane))
+		ops = append(ops, p.hintOps(b.Lane, wire.Runs{b.Run()})...)
 	}
 	return ops
-}
-
-func (p *partition) hintOp(l wire.Lane) wire.Op {
-	k := key(recordHint, uint64(p.id), uint64(l.Node), l.Epoch)
-	if len(p.hints[l]) == 0 {
-		return remove(k)
-	}
-	return put(k, p.hints[l])
 }
 
 // startWrite brings a batch that this node holds to W nodes. persist says that it is

@@ -191,6 +191,31 @@ func (p *partition) hintsCopied(l wire.Lane, run wire.Run, synced []ring.NodeID)
 	}
 }
 
+// addHints counts bodies among those that are kept for others.
+func (p *partition) addHints(l wire.Lane, runs wire.Runs) {
+	hints := p.hints[l]
+	hints.AddAll(runs)
+	p.hints[l] = hints
+}
+
+// hintOps are the records of the hints among changed, which were added or dropped.
+func (p *partition) hintOps(l wire.Lane, changed wire.Runs) []wire.Op {
+	var ops []wire.Op
+	next := wire.Offset(0) // page
+	for _, run := range changed {
+		for page := max(next, run.From/pageSize); page <= (run.To-1)/pageSize; page++ {
+			k := key(recordHint, uint64(p.id), uint64(l.Node), l.Epoch, uint64(page))
+			if hints := p.hints[l].Overlap(wire.Span(page*pageSize, (page+1)*pageSize)); len(hints) > 0 {
+				ops = append(ops, put(k, hints))
+			} else {
+				ops = append(ops, remove(k))
+			}
+			next = page + 1
+		}
+	}
+	return ops
+}
+
 // dropHints forgets hints; where this node is no home replica, their bodies go too.
 func (p *partition) dropHints(l wire.Lane, runs wire.Runs) {
 	hints := p.hints[l].Clone()
@@ -202,12 +227,13 @@ func (p *partition) dropHints(l wire.Lane, runs wire.Runs) {
 		return
 	}
 	p.core.stats.HintsHandedOff += before - hints.Count()
+	dropped := p.hints[l].Intersect(runs)
 	if len(hints) == 0 {
 		delete(p.hints, l)
 	} else {
 		p.hints[l] = hints
 	}
-	ops := []wire.Op{p.hintOp(l)}
+	ops := p.hintOps(l, dropped)
 	if !p.home {
 		x := p.lane(l)
 		for _, run := range runs {

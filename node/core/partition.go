@@ -340,11 +340,15 @@ func (p *partition) markOne(g wire.GroupID, l wire.Lane, run wire.Run) uint64 {
 	return added
 }
 
-// ackOps is the record of acks that were just marked.
-func (p *partition) ackOps(items []wire.AckItem) wire.Op {
-	p.ackLog++
-	p.ackLogDirty = true
-	return put(key(recordAcks, uint64(p.id), p.ackLog), items)
+// ackOps are the records of acks that were just marked.
+func (p *partition) ackOps(items []wire.AckItem) []wire.Op {
+	var ops []wire.Op
+	for some := range slices.Chunk(items, maxRecordItems) {
+		p.ackLog++
+		p.ackLogDirty = true
+		ops = append(ops, put(key(recordAcks, uint64(p.id), p.ackLog), some))
+	}
+	return ops
 }
 
 // raiseWatermarks merges marks and tells whether any is new.
@@ -397,7 +401,11 @@ func (p *partition) fold() []wire.Op {
 	}
 	if p.watermarksDirty {
 		p.watermarksDirty = false
-		ops = append(ops, put(key(recordWatermark, uint64(p.id)), p.watermarks()))
+		part := uint64(0)
+		for marks := range slices.Chunk(p.watermarks(), maxRecordItems) {
+			ops = append(ops, put(key(recordWatermark, uint64(p.id), part), marks))
+			part++
+		}
 	}
 	if p.home {
 		ops = append(ops, p.free()...)
@@ -499,9 +507,7 @@ func (p *partition) leave() {
 	}
 	for _, id := range p.order {
 		if held := p.lanes[id].held; len(held) > 0 {
-			hints := p.hints[id].Clone()
-			hints.AddAll(held)
-			p.hints[id] = hints
+			p.addHints(id, held)
 		}
 	}
 }

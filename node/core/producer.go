@@ -207,20 +207,21 @@ type headerRecord struct {
 	count  int
 }
 
-// saveHeaders returns the record of the segments whose bodies are not here and that are
+// saveHeaders returns the records of the segments whose bodies are not here and that are
 // not on disk yet, and removes the records that are past the window or the bound.
 func (p *partition) saveHeaders() []wire.Op {
 	c := p.core
 	var ops []wire.Op
-	if len(p.headers) > 0 {
-		n := uint64(1)
-		if last := len(p.headerLog) - 1; last >= 0 {
-			n = p.headerLog[last].number + 1
-		}
-		ops = append(ops, put(key(recordSegments, uint64(p.id), n), p.headers))
-		p.headerSaved(n, p.headers)
-		p.headers = nil
+	n := uint64(1)
+	if last := len(p.headerLog) - 1; last >= 0 {
+		n = p.headerLog[last].number + 1
 	}
+	for some := range slices.Chunk(p.headers, maxRecordItems) {
+		ops = append(ops, put(key(recordSegments, uint64(p.id), n), some))
+		p.headerSaved(n, some)
+		n++
+	}
+	p.headers = nil
 	for len(p.headerLog) > 0 {
 		first := p.headerLog[0]
 		if c.now.Mono-first.saved <= dedupWindow && p.headerCount <= c.cfg.Limits.Segments {

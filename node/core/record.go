@@ -27,8 +27,8 @@ const (
 	recordAcks      = 'a' // partition, number: []wire.AckItem, not yet folded into pages
 	recordPage      = 'A' // partition, group, lane, page: wire.Runs, the done offsets of a page
 	recordFloor     = 'F' // partition, group, lane: wire.Offset, all below are done
-	recordWatermark = 'w' // partition: []wire.Watermark
-	recordHint      = 'h' // partition, lane: wire.Runs of the batches kept for others
+	recordWatermark = 'w' // partition, part: []wire.Watermark
+	recordHint      = 'h' // partition, lane, page: wire.Runs of the batches kept for others
 	recordMoved     = 'd' // partition: number of the ring below which all are closed
 	recordSegments  = 's' // partition, number: []wire.Segment whose bodies are not here
 	recordRepair    = 'x' // partition: whether it lost something and is not repaired yet; written, never deleted
@@ -41,8 +41,14 @@ var LazyPrefix = []byte{recordRetry}
 // partitionRecords are the prefixes of what is kept by partition.
 var partitionRecords = []byte{recordTerm, recordHeard, recordAcks, recordPage, recordFloor, recordWatermark, recordHint, recordMoved, recordSegments, recordRepair, recordRetry}
 
-// pageSize is the number of offsets in a page of an ack set.
-const pageSize = 4096
+// No record grows with what happens: the store refuses values over 512 KiB.
+const (
+	// pageSize is the number of offsets in a page of an ack set, or of hints: at most
+	// half as many runs, of 18 bytes.
+	pageSize = 4096
+	// maxRecordItems is the number of items in a record of a list: each has less than 100 bytes.
+	maxRecordItems = 4096
+)
 
 func key(prefix byte, parts ...uint64) []byte {
 	k := make([]byte, 1, 1+8*len(parts))
@@ -240,12 +246,12 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 		p.raiseWatermarks(marks)
 		p.watermarksDirty = false
 	case recordHint:
-		parts := keyParts(k, 3)
+		parts := keyParts(k, 4)
 		var runs wire.Runs
 		if err := d.Decode(&runs); err != nil || parts == nil {
 			return fmt.Errorf("hint: %w", err)
 		}
-		p.hints[wire.Lane{Node: ring.NodeID(parts[1]), Epoch: parts[2]}] = runs
+		p.addHints(wire.Lane{Node: ring.NodeID(parts[1]), Epoch: parts[2]}, runs)
 	case recordSegments:
 		parts := keyParts(k, 2)
 		var segments []wire.Segment

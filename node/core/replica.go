@@ -72,7 +72,7 @@ func (p *partition) keep(batches []wire.Batch, hint bool) ([]wire.Op, wire.Code)
 		}
 	}
 	var ops []wire.Op
-	var hinted []wire.Lane
+	hinted := map[wire.Lane]wire.Runs{}
 	for i := range batches {
 		b := &batches[i]
 		l := p.lane(b.Lane)
@@ -82,12 +82,14 @@ func (p *partition) keep(batches []wire.Batch, hint bool) ([]wire.Op, wire.Code)
 		p.hold(b, hint)
 		p.changes++
 		ops = append(ops, wire.Op{Kind: wire.OpBatch, Batch: *b})
-		if hint && !slices.Contains(hinted, b.Lane) {
-			hinted = append(hinted, b.Lane)
+		if hint {
+			runs := hinted[b.Lane]
+			runs.Add(b.Run())
+			hinted[b.Lane] = runs
 		}
 	}
-	for _, l := range hinted {
-		ops = append(ops, p.hintOp(l))
+	for _, l := range sortedLanes(hinted) {
+		ops = append(ops, p.hintOps(l, hinted[l])...)
 	}
 	return ops, 0
 }
@@ -144,7 +146,7 @@ func (c *Core) onStoreAcks(req ReqID, m *wire.StoreAcks) {
 		if code != 0 {
 			p.changes++
 		}
-		c.persistThen([]wire.Op{p.ackOps(m.Items)}, func() {
+		c.persistThen(p.ackOps(m.Items), func() {
 			// A promise may have been made since.
 			if code == 0 {
 				code = p.ackCode(m)
@@ -203,7 +205,7 @@ func (p *partition) spreadAcks(items []wire.AckItem, term wire.Term, done func(o
 		others = slices.Concat(others, p.fallbacks())
 	}
 	waiting = 1 + len(others)
-	c.persistThen([]wire.Op{p.ackOps(items)}, func() {
+	c.persistThen(p.ackOps(items), func() {
 		if c.planted(bugAckOnOwnDisk) {
 			for _, item := range items {
 				p.markDone(item)

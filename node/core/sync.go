@@ -121,9 +121,7 @@ func (p *partition) merge(s *wire.State) {
 		}
 	}
 	ops = append(ops, p.saveHeaders()...)
-	if len(items) > 0 {
-		ops = append(ops, p.ackOps(items))
-	}
+	ops = append(ops, p.ackOps(items)...)
 	if len(ops) > 0 {
 		c.persistThen(ops, nil)
 	}
