@@ -142,7 +142,10 @@ type Core struct {
 	// damageHorizon is the catalog version up to which damagedAll reaches: what was created
 	// later cannot have been lost here.
 	damageHorizon uint64
-	catalogWhole  bool // this boot has heard all that a peer knows of the catalog
+	// damageRing is the ring up to which damagedAll reaches: of a newer one this node cannot
+	// have known when it lost state. The highest number there is while that is not known.
+	damageRing   uint64
+	catalogWhole bool // this boot has heard all that a peer knows of the catalog
 	// catalogLost says that entries may have been lost, catalogHeard who has told since what
 	// it knows; true: all of it.
 	catalogLost  bool
@@ -169,7 +172,7 @@ func New(cfg Config, rec Recovered) *Core {
 		votes: map[uint64]vote{}, parts: map[wire.PartitionID]*partition{},
 		places: map[wire.PartitionID]place{}, subs: map[subKey]*sub{},
 		feeders: map[queueGroup][]*sub{}, relays: map[uint64]*sub{},
-		damagedAll: rec.DamagedAll, damaged: map[wire.PartitionID]bool{},
+		damagedAll: rec.DamagedAll, damageRing: math.MaxUint64, damaged: map[wire.PartitionID]bool{},
 	}
 	if c.planted(bugEpochReused) || c.planted(bugConflictOverwrites) {
 		c.epoch = 1

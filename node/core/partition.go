@@ -217,9 +217,29 @@ func (p *partition) placeNow() {
 	if was && !p.home {
 		p.leave()
 	}
-	if !placed && c.damagedAll && p.entry.Version <= c.damageHorizon {
+	if !placed && p.mayHaveLost() {
 		p.startRepair() // its records were lost, and the catalog or the ring that tells of it
 	}
+}
+
+// mayHaveLost says whether this node may have kept the partition when it lost state. Who
+// became a home replica since has lost nothing of it, and copies.
+func (p *partition) mayHaveLost() bool {
+	c := p.core
+	if !c.damagedAll || p.entry.Version > c.damageHorizon {
+		return false
+	}
+	current := c.rings.current.Number()
+	for n := min(max(p.moved, p.entry.CreatedRing), current); n <= min(c.damageRing, current); n++ {
+		r := c.rings.tables[n]
+		if r == nil {
+			return true
+		}
+		if size, _ := effective(&p.entry.Settings, r.Len()); slices.Contains(r.Preference(nil, uint64(p.id), size), c.self) {
+			return true
+		}
+	}
+	return false
 }
 
 func sameNodes(a, b []ring.NodeID) bool {

@@ -279,6 +279,9 @@ func (c *Core) recallVote() {
 				c.votes[number] = v
 				return
 			}
+			if (learned.Accepted == wire.Ballot{}) {
+				c.damageRing = number - 1 // the next was not agreed yet
+			}
 			c.votes[number] = learned
 			forget(put(key(recordVote, number), learned))
 		})
