@@ -392,6 +392,25 @@ func (k *checker) dropping(h *host, c *conn, msg wire.Message) {
 	}
 }
 
+// cutShort is called with what a node did not get to write that ended in the middle of a step.
+// Another consumer may have later messages of that step: those before them were handed out,
+// too, for the order.
+func (k *checker) cutShort(h *host, c *conn, msg wire.Message) {
+	m, ok := msg.(*wire.Deliver)
+	if !ok {
+		return
+	}
+	for i := range m.Deliveries {
+		r := &m.Deliveries[i].Receipt
+		for o := r.Run.From; o < r.Run.To && r.Term.Node == h.id; o++ {
+			x := msgKey{r.Producer, r.Sequence + uint64(o-r.Run.From)}
+			if k.highest[firstKey{r.Group, x.producer, r.Partition}] > x.sequence+1 {
+				k.inOrder(h, c, m.Sub, r, x)
+			}
+		}
+	}
+}
+
 // inOrder checks P5: what a producer sent before was handed out before.
 func (k *checker) inOrder(h *host, c *conn, sub uint64, r *wire.Receipt, m msgKey) {
 	g := groupKey{r.Group, m}

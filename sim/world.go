@@ -592,10 +592,15 @@ func (h *host) take(ev core.Event) {
 // do executes the effects of a step, in order.
 func (h *host) do(effects []core.Effect) {
 	w := h.w
-	for _, e := range effects {
+	for i, e := range effects {
 		if h.crashIn >= 0 {
 			if h.crashIn == 0 {
 				h.crashIn = -1
+				for _, e := range effects[i:] {
+					if p, ok := e.(core.Push); ok {
+						w.check.cutShort(h, h.in[p.Conn], p.Msg)
+					}
+				}
 				h.crash()
 				return
 			}
