@@ -7,11 +7,18 @@ import (
 	"github.com/meshq/meshq/transport/wire"
 )
 
-// tend looks, at each renewal, whether a better placed node should own the partition.
-// It is rare: that node must have been up for handoverAfter.
+// tend looks, at each renewal, whether the partition needs a higher term, or a better placed
+// node should own it. That is rare: the node must have been up for handoverAfter.
 func (o *ownership) tend() {
 	p, c := o.p, o.p.core
-	if o.phase != owning || !o.valid() || len(p.sets) != 1 || c.now.Mono < o.nextOffer {
+	if o.phase != owning || !o.valid() {
+		return
+	}
+	if o.outbid > 0 && c.now.Mono-o.outbid >= ownershipLease {
+		o.rise()
+		return
+	}
+	if len(p.sets) != 1 || c.now.Mono < o.nextOffer {
 		return
 	}
 	for _, id := range p.homes() {
@@ -75,6 +82,23 @@ func (o *ownership) release(to ring.NodeID, done func(bool)) {
 		p.own = nil
 	}
 	p.claimIn(ownershipLease)
+}
+
+// rise hands the partition over to this node itself, under a higher term. A home replica
+// promised one that nobody owns: it grants nothing to this owner any more, and consumers that
+// heard of it drop what comes in a lower one.
+func (o *ownership) rise() {
+	p, c := o.p, o.p.core
+	o.phase = releasing
+	r := &wire.Release{Partition: p.id, Term: o.term, To: c.self, InFlight: o.flying(), HandedOut: o.handedOut()}
+	for _, id := range p.otherHomes() {
+		c.call(id, &wire.Release{Partition: p.id, Term: o.term, To: c.self}, callTimeout, func(wire.Message) {})
+	}
+	p.grant = grant{}
+	o.endFeeds()
+	p.own = nil
+	p.takeOver(r)
+	p.claimIn(ownershipLease / 2) // if it cannot
 }
 
 // flying is what is in flight.

@@ -49,6 +49,7 @@ type ownership struct {
 	expected     wire.Term // of the release that the table came with
 	timer        *timer
 	offering     bool    // to hand over
+	outbid       Instant // when a home replica was heard of that has promised a higher term; 0: none was
 	nextOffer    Instant // not before: to a better placed node
 	feeds        map[wire.GroupID]*feed
 	pumping      bool
@@ -415,6 +416,10 @@ func (o *ownership) lost(id ring.NodeID, promised wire.Term) {
 	}
 	if !o.valid() {
 		o.stepDown()
+		return
+	}
+	if o.outbid == 0 {
+		o.outbid = p.core.now.Mono
 	}
 }
 
