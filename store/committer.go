@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -35,6 +36,7 @@ type committer struct {
 	failed   error
 	lastScan time.Time
 	dirty    bool // SyncInterval: written since the last sync
+	probed   time.Time
 }
 
 // planned is one change of the index, made once the group is synced.
@@ -130,10 +132,33 @@ func (c *committer) fail(err error) {
 	c.s.o.OnFailed(c.failed)
 }
 
+// probeEvery is how often a full disk is written to.
+const probeEvery = time.Second
+
+// probe writes to a disk that is full, where it needs no room. Nothing else would: that it has
+// failed too would not be found.
+func (c *committer) probe() error {
+	if !c.disk.full || c.failed != nil || time.Since(c.probed) < probeEvery {
+		return nil
+	}
+	c.probed = time.Now()
+	_, err := c.s.lock.WriteAt([]byte(lockText), 0)
+	if err == nil {
+		err = c.s.lock.Sync()
+	}
+	if err != nil && !errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("write to the full disk: %w", err)
+	}
+	return nil
+}
+
 // commit writes one group.
 func (c *committer) commit(group []*request) {
 	start := time.Now()
 	c.disk.check()
+	if err := c.probe(); err != nil {
+		c.fail(err)
+	}
 	seal := false
 	var plan []planned
 	if c.failed == nil {

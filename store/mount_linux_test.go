@@ -63,7 +63,9 @@ func unmount(t *testing.T, dir string) {
 	if unix.Stat(dir, &st) != nil || unix.Stat(filepath.Dir(dir), &up) != nil || st.Dev == up.Dev {
 		return // not mounted
 	}
-	out, err := exec.Command("umount", dir).CombinedOutput()
+	// A store that has failed keeps its files mapped, and the file system busy, until the
+	// process ends.
+	out, err := exec.Command("umount", "--lazy", dir).CombinedOutput()
 	if err != nil {
 		t.Errorf("umount: %v %s", err, out)
 	}
@@ -125,6 +127,30 @@ func TestPowerCut(t *testing.T) {
 			t.Logf("%d asked, %d confirmed", j.asked, j.done)
 			checkAfterKill(t, filepath.Join(again, "data"), j, seed, Options{})
 		})
+	}
+}
+
+// TestFullDiskFails: a disk that is full and then fails is found to have failed, though
+// nothing is committed to it any more.
+func TestFullDiskFails(t *testing.T) {
+	dir, _ := loopMount(t, 400)
+	failed := make(chan error, 1)
+	s, _ := mustOpen(t, Options{
+		Dir: filepath.Join(dir, "data"), SegmentBytes: 8 << 20, MinFree: 1 << 40, Reserve: 1 << 40, ScrubRate: -1,
+		OnFailed: func(err error) { failed <- err },
+	})
+	defer func() { _ = s.Close() }()
+	if _, err := tryCommit(s, putOp("k", nil)); !errors.Is(err, ErrFull) {
+		t.Fatalf("record on a full disk: %v", err)
+	}
+	powerCut(t, dir)
+	select {
+	case err := <-failed:
+		if !errors.Is(err, ErrFailed) {
+			t.Errorf("failed with %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("a disk that has failed is taken for a full one")
 	}
 }
 

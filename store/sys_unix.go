@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// lockText is what the lock file has in it.
+const lockText = "in use as long as a process holds the lock of this file\n"
+
 // lock takes the exclusive lock of the directory; it ends with the process.
 func lock(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_CREATE|os.O_RDWR, 0o600)
@@ -24,6 +27,10 @@ func lock(dir string) (*os.File, error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, &InUseError{Dir: dir}
 		}
+		return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
+	}
+	if _, err := f.WriteAt([]byte(lockText), 0); err != nil && !errors.Is(err, unix.ENOSPC) {
+		_ = f.Close()
 		return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
 	}
 	return f, nil
