@@ -229,6 +229,33 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *
 	}
 }
 
+// creationRing is the first ring that counts for the partitions of a queue that is created
+// now: the present one, or the one before while that could still give one of them an owner.
+// For that a majority of its home replicas must not have stored the present ring: they may know
+// the queue by a create that failed.
+func (c *Core) creationRing(e *wire.QueueEntry) uint64 {
+	now := c.rings.current.Number()
+	before := c.rings.tables[now-1]
+	if before == nil {
+		return now
+	}
+	size, _ := effective(&e.Settings, before.Len())
+	var homes []ring.NodeID
+	for i := range e.Settings.Partitions {
+		homes = before.Preference(homes[:0], uint64(e.Partition(i)), size)
+		behind := 0
+		for _, id := range homes {
+			if id == c.self && c.rings.stored < now || id != c.self && c.peer(id).beat.Stored < now {
+				behind++
+			}
+		}
+		if behind > len(homes)/2 {
+			return now - 1
+		}
+	}
+	return now
+}
+
 // createQueue answers CreateQueue. asked says that this node knows what a majority knows.
 func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 	groups := m.Groups
@@ -268,7 +295,7 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 			return
 		}
 	}
-	e := &wire.QueueEntry{Name: m.Name, Generation: 1, CreatedRing: c.rings.current.Number(), Settings: settings}
+	e := &wire.QueueEntry{Name: m.Name, Generation: 1, Settings: settings}
 	e.SettingsAt = wire.Counter{N: 1, Node: uint64(c.self)}
 	if old != nil {
 		if old.Live() {
@@ -280,6 +307,7 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 		}
 	}
 	if old == nil || !old.Live() {
+		e.CreatedRing = c.creationRing(e)
 		for _, g := range groups {
 			e.Groups = append(e.Groups, wire.GroupEntry{Name: g, Generation: 1})
 		}
