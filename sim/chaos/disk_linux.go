@@ -21,6 +21,7 @@ type disk struct {
 	cut        bool     // shut down: nothing can be written until it is mounted again
 	frozen     *os.File // the directory, while all that writes waits
 	noted      bool     // the manifest knows that it may be frozen
+	filled     bool     // it should be full
 }
 
 func missingForDisks(need string, err error) error {
@@ -160,7 +161,10 @@ func (d *disk) repower() error {
 	if err := d.unmount(); err != nil {
 		return err
 	}
-	return d.mount()
+	if err := d.mount(); err != nil || d.filled {
+		return err
+	}
+	return d.empty() // it was to be emptied while it was cut
 }
 
 // Requests of fs.h that package unix lacks.
@@ -244,6 +248,7 @@ func (d *disk) thaw() error {
 
 // fill makes a file that leaves so many bytes free; called again it makes the file larger.
 func (d *disk) fill(leave int64) error {
+	d.filled = true
 	f, err := os.OpenFile(filepath.Join(d.dir, "ballast"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -263,8 +268,12 @@ func (d *disk) fill(leave int64) error {
 	return nil
 }
 
-// empty takes the file away again.
+// empty takes the file away again; that of a disk that is cut, when it has power again.
 func (d *disk) empty() error {
+	d.filled = false
+	if d.cut {
+		return nil
+	}
 	if err := os.Remove(filepath.Join(d.dir, "ballast")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

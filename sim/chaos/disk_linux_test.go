@@ -132,9 +132,12 @@ func TestDisk(t *testing.T) {
 	empty()
 	send(t, mesh, "work", 1)
 
-	// It fails: the node hears of it, and the next start has a disk that works. How it
-	// stops is for a scenario to judge (S21).
+	// It fails, full: the node hears of it, and the next start has a disk that works and, as it
+	// was emptied meanwhile, has room. How it stops is for a scenario to judge (S21).
+	empty, err = n.FillDisk(200 << 20)
+	must(t, err)
 	must(t, n.FailDisk())
+	empty()
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
