@@ -133,13 +133,12 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 	if len(r.Key) == 0 {
 		return fmt.Errorf("empty key")
 	}
-	d := msgpack.NewDecoder(bytes.NewReader(r.Value))
 	switch r.Key[0] {
 	case recordMesh:
-		return d.Decode(&c.mesh)
+		return wire.DecodeValue(r.Value, &c.mesh)
 	case recordCatalog:
 		e := new(wire.QueueEntry)
-		if err := d.Decode(e); err != nil {
+		if err := wire.DecodeValue(r.Value, e); err != nil {
 			return err
 		}
 		c.catalog.put(e)
@@ -147,7 +146,7 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 		return nil
 	case recordRing:
 		var t ring.Table
-		if err := d.Decode(&t); err != nil {
+		if err := wire.DecodeValue(r.Value, &t); err != nil {
 			return err
 		}
 		c.rings.add(t)
@@ -155,20 +154,20 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 	case recordPeer:
 		parts := keyParts(r.Key, 1)
 		var p peerRecord
-		if err := d.Decode(&p); err != nil || parts == nil {
+		if err := wire.DecodeValue(r.Value, &p); err != nil || parts == nil {
 			return fmt.Errorf("peer: %w", err)
 		}
 		peer := c.peer(ring.NodeID(parts[0]))
 		peer.boot, peer.commits = p.Boot, p.Commits
 		return nil
 	case recordForgot:
-		return d.Decode(&c.lostVotes)
+		return wire.DecodeValue(r.Value, &c.lostVotes)
 	case recordPartial:
-		return d.Decode(&c.catalogLost)
+		return wire.DecodeValue(r.Value, &c.catalogLost)
 	case recordVote:
 		parts := keyParts(r.Key, 1)
 		var v vote
-		if err := d.Decode(&v); err != nil || parts == nil {
+		if err := wire.DecodeValue(r.Value, &v); err != nil || parts == nil {
 			return fmt.Errorf("vote: %w", err)
 		}
 		c.votes[parts[0]] = v
@@ -181,16 +180,16 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 	if p == nil {
 		return nil // of a queue that is deleted
 	}
-	return p.recoverRecord(r.Key, d)
+	return p.recoverRecord(r.Key, r.Value)
 }
 
-func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
+func (p *partition) recoverRecord(k, value []byte) error {
 	switch k[0] {
 	case recordTerm:
 		if p.core.planted(bugTermsInMemory) || p.core.planted(bugMemoryGrants) {
 			return nil
 		}
-		if err := d.Decode(&p.promised); err != nil {
+		if err := wire.DecodeValue(value, &p.promised); err != nil {
 			return err
 		}
 		if p.heard.Less(p.promised) {
@@ -201,20 +200,20 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 			return nil
 		}
 		var heard wire.Term
-		if err := d.Decode(&heard); err != nil {
+		if err := wire.DecodeValue(value, &heard); err != nil {
 			return err
 		}
 		if p.heard.Less(heard) {
 			p.heard = heard
 		}
 	case recordMoved:
-		return d.Decode(&p.moved)
+		return wire.DecodeValue(value, &p.moved)
 	case recordRepair:
-		return d.Decode(&p.repairing)
+		return wire.DecodeValue(value, &p.repairing)
 	case recordAcks:
 		parts := keyParts(k, 2)
 		var items []wire.AckItem
-		if err := d.Decode(&items); err != nil || parts == nil {
+		if err := wire.DecodeValue(value, &items); err != nil || parts == nil {
 			return fmt.Errorf("acks: %w", err)
 		}
 		p.ackLog = max(p.ackLog, parts[1])
@@ -224,7 +223,7 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 	case recordPage:
 		parts := keyParts(k, 5)
 		var runs wire.Runs
-		if err := d.Decode(&runs); err != nil || parts == nil {
+		if err := wire.DecodeValue(value, &runs); err != nil || parts == nil {
 			return fmt.Errorf("page: %w", err)
 		}
 		done := p.group(wire.GroupID(parts[1])).done(wire.Lane{Node: ring.NodeID(parts[2]), Epoch: parts[3]})
@@ -232,7 +231,7 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 	case recordFloor:
 		parts := keyParts(k, 4)
 		var floor wire.Offset
-		if err := d.Decode(&floor); err != nil || parts == nil {
+		if err := wire.DecodeValue(value, &floor); err != nil || parts == nil {
 			return fmt.Errorf("floor: %w", err)
 		}
 		done := p.group(wire.GroupID(parts[1])).done(wire.Lane{Node: ring.NodeID(parts[2]), Epoch: parts[3]})
@@ -240,7 +239,7 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 		done.floor = floor
 	case recordWatermark:
 		var marks []wire.Watermark
-		if err := d.Decode(&marks); err != nil {
+		if err := wire.DecodeValue(value, &marks); err != nil {
 			return err
 		}
 		p.raiseWatermarks(marks)
@@ -248,14 +247,14 @@ func (p *partition) recoverRecord(k []byte, d *msgpack.Decoder) error {
 	case recordHint:
 		parts := keyParts(k, 4)
 		var runs wire.Runs
-		if err := d.Decode(&runs); err != nil || parts == nil {
+		if err := wire.DecodeValue(value, &runs); err != nil || parts == nil {
 			return fmt.Errorf("hint: %w", err)
 		}
 		p.addHints(wire.Lane{Node: ring.NodeID(parts[1]), Epoch: parts[2]}, runs)
 	case recordSegments:
 		parts := keyParts(k, 2)
 		var segments []wire.Segment
-		if err := d.Decode(&segments); err != nil || parts == nil {
+		if err := wire.DecodeValue(value, &segments); err != nil || parts == nil {
 			return fmt.Errorf("segments: %w", err)
 		}
 		p.headerSaved(parts[1], segments)

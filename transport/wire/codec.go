@@ -298,3 +298,27 @@ func Decode(b []byte) (Message, error) {
 	}
 	return DecodeMessage(Type(b[0]), b[5:5+n], b[5+n:])
 }
+
+// DecodeValue reads a struct, number, bool, text or list that was stored as MessagePack,
+// structs as arrays, into what v points to. As in a header, a shorter array leaves the
+// fields after it zero, and what a longer one has is skipped: fields can be added to what
+// is stored. The error is ErrBadMessage.
+func DecodeValue(b []byte, v any) error {
+	to := reflect.ValueOf(v).Elem()
+	p, ok := storedPlans.Load(to.Type())
+	if !ok {
+		p, _ = storedPlans.LoadOrStore(to.Type(), makePlan(to.Type(), map[reflect.Type]*plan{}))
+	}
+	d := headerReader{p: b, size: len(b), budget: uint64(len(b))*storedGain + headerFree}
+	p.(*plan).decode(&d, to)
+	if d.err == nil && len(d.p) > 0 {
+		d.fail("%d bytes after the value's end", len(d.p))
+	}
+	return d.err
+}
+
+// storedPlans are the plans of stored types, by reflect.Type.
+var storedPlans sync.Map
+
+// storedGain is headerGain for what is stored under a checksum: such bytes are our own.
+const storedGain = 64
