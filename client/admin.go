@@ -3,9 +3,11 @@ package client
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,12 +38,11 @@ func (s Settings) wire() (wire.Settings, error) {
 	if s == (Settings{}) {
 		return wire.Settings{}, nil
 	}
-	d := wire.DefaultSettings()
-	out := wire.Settings{
-		Partitions: clamp(s.Partitions), Lease: clampMillis(s.Lease), MaxMessageBytes: clamp(s.MaxMessageBytes),
-		BackoffMin: clampMillis(s.BackoffMin), BackoffMax: clampMillis(s.BackoffMax),
-		Replicas: uint8(min(clamp(s.Replicas), math.MaxUint8)), WriteQuorum: uint8(min(clamp(s.WriteQuorum), math.MaxUint8)),
+	out, err := s.given()
+	if err != nil {
+		return out, err
 	}
+	d := wire.DefaultSettings()
 	orDefault(&out.Partitions, d.Partitions)
 	orDefault(&out.Replicas, d.Replicas)
 	orDefault(&out.WriteQuorum, out.Replicas/2+1)
@@ -52,19 +53,34 @@ func (s Settings) wire() (wire.Settings, error) {
 	return out, out.Validate()
 }
 
-// clamp keeps out of range what is out of range, so that Validate can name it.
-func clamp(n int) uint32 {
-	if n < 0 {
-		return math.MaxUint32
+// given are the fields that are not 0. The error names the first that is out of the range
+// that it has in any queue.
+func (s Settings) given() (wire.Settings, error) {
+	const ms, hour = int64(time.Millisecond), int64(time.Hour)
+	duration := func(n int64) string { return time.Duration(n).String() }
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	for _, c := range []struct {
+		name          string
+		value, lo, hi int64
+		show          func(int64) string
+	}{
+		{"partitions", int64(s.Partitions), 1, wire.MaxPartitions, number},
+		{"replicas", int64(s.Replicas), 1, wire.MaxReplicas, number},
+		{"write_quorum", int64(s.WriteQuorum), 1, wire.MaxReplicas, number},
+		{"lease", int64(s.Lease), 1000 * ms, wire.MaxLease * ms, duration},
+		{"max_message_bytes", int64(s.MaxMessageBytes), 1, 4 << 20, number},
+		{"backoff_min", int64(s.BackoffMin), ms, 24 * hour, duration},
+		{"backoff_max", int64(s.BackoffMax), ms, 24 * hour, duration},
+	} {
+		if c.value != 0 && (c.value < c.lo || c.value > c.hi) {
+			return wire.Settings{}, wire.Errorf(wire.ErrBadRequest, "%s is %s, allowed are %s to %s", c.name, c.show(c.value), c.show(c.lo), c.show(c.hi))
+		}
 	}
-	return uint32(min(n, math.MaxUint32))
-}
-
-func clampMillis(d time.Duration) uint32 {
-	if d > 0 && d < time.Millisecond {
-		return math.MaxUint32
-	}
-	return clamp(int(d.Milliseconds()))
+	return wire.Settings{
+		Partitions: uint32(s.Partitions), Replicas: uint8(s.Replicas), WriteQuorum: uint8(s.WriteQuorum),
+		Lease: uint32(s.Lease.Milliseconds()), MaxMessageBytes: uint32(s.MaxMessageBytes),
+		BackoffMin: uint32(s.BackoffMin.Milliseconds()), BackoffMax: uint32(s.BackoffMax.Milliseconds()),
+	}, nil
 }
 
 func orDefault[T cmp.Ordered](field *T, value T) {
@@ -75,6 +91,7 @@ func orDefault[T cmp.Ordered](field *T, value T) {
 }
 
 func settingsOf(w wire.Settings) Settings {
+	w = w.InForce()
 	return Settings{
 		Partitions: int(w.Partitions), Replicas: int(w.Replicas), WriteQuorum: int(w.WriteQuorum),
 		Lease: time.Duration(w.Lease) * time.Millisecond, MaxMessageBytes: int(w.MaxMessageBytes),
@@ -89,12 +106,37 @@ type QueueInfo struct {
 	Settings   Settings
 	Groups     []string // sorted
 	Warning    string   // said at create: for example a write quorum too small for the replicas
+	// PausedUntil is when the deliveries go on; zero: they are not paused; Forever: when
+	// they are resumed. PausedGroups are the groups that are paused by themselves.
+	PausedUntil  time.Time
+	PausedGroups map[string]time.Time
+}
+
+// Forever is the time until which a queue is paused that goes on only when it is told to.
+var Forever = time.UnixMilli(math.MaxInt64)
+
+// pausedUntil is zero for a pause that is over by this machine's clock.
+func pausedUntil(p wire.Pause) time.Time {
+	switch until := time.UnixMilli(int64(min(p.Until, math.MaxInt64))); {
+	case p.Until >= math.MaxInt64:
+		return Forever
+	case until.After(time.Now()):
+		return until
+	}
+	return time.Time{}
 }
 
 func infoOf(e *wire.QueueEntry, warning string) *QueueInfo {
 	info := &QueueInfo{Name: e.Name, Generation: e.Generation, Settings: settingsOf(e.Settings), Warning: warning}
+	info.PausedUntil = pausedUntil(e.Pause)
 	for _, g := range e.Groups {
 		info.Groups = append(info.Groups, g.Name)
+		if until := pausedUntil(g.Pause); !until.IsZero() {
+			if info.PausedGroups == nil {
+				info.PausedGroups = map[string]time.Time{}
+			}
+			info.PausedGroups[g.Name] = until
+		}
 	}
 	return info
 }
@@ -129,6 +171,118 @@ func (m *Mesh) createQueue(ctx context.Context, name string, s Settings, groups 
 		return nil, err
 	}
 	return infoOf(&answer.Entry, answer.Warning), nil
+}
+
+// QueueUpdate is what UpdateQueue did.
+type QueueUpdate struct {
+	QueueInfo
+	Before Settings // what the settings were
+}
+
+// UpdateQueue changes settings of a queue while it is used: those fields of s that are not
+// 0, all or none of them. A new lease counts from the next delivery, a new backoff from the
+// next nack. Partitions can only grow; from then on messages of one key may be in another
+// partition than those before, and overtake them. Replicas cannot be changed. The errors are
+// ErrNoQueue, ErrBadRequest, ErrExists (others change the same again and again),
+// ErrQuorum (it may be changed now) and ErrUnreachable.
+func (m *Mesh) UpdateQueue(ctx context.Context, name string, s Settings) (*QueueUpdate, error) {
+	out, err := m.updateQueue(ctx, name, s)
+	if err != nil {
+		return nil, fmt.Errorf("update queue %s: %w", name, err)
+	}
+	return out, nil
+}
+
+func (m *Mesh) updateQueue(ctx context.Context, name string, s Settings) (*QueueUpdate, error) {
+	set, err := s.given()
+	if err != nil {
+		return nil, err
+	}
+	msg := &wire.UpdateQueue{Name: name}
+	for i := range wire.NumSettings {
+		if value := set.Get(i); value != 0 {
+			msg.Set = append(msg.Set, wire.Setting{Name: wire.SettingName(i), Value: value})
+		}
+	}
+	if len(msg.Set) == 0 {
+		return nil, wire.Errorf(wire.ErrBadRequest, "no setting is named")
+	}
+	answer, err := change[*wire.QueueUpdated](ctx, m, name, func(generation, seen uint64) wire.Message {
+		msg.Generation, msg.Seen = generation, seen
+		return msg
+	})
+	if err != nil {
+		return nil, err
+	}
+	before := answer.Entry.Settings
+	for _, x := range answer.Before {
+		for i := range wire.NumSettings {
+			if wire.SettingName(i) == x.Name {
+				before.Set(i, x.Value)
+			}
+		}
+	}
+	return &QueueUpdate{QueueInfo: *infoOf(&answer.Entry, ""), Before: settingsOf(before)}, nil
+}
+
+// change asks for a change of a queue. The request is repeated where no answer comes, and may
+// arrive late: it says what it is based on, so that it never undoes what came after. A node
+// that is asked what there is may be behind; then a change of before looks like one that came
+// meanwhile, and it looks again.
+func change[T wire.Message](ctx context.Context, m *Mesh, name string, msg func(generation, seen uint64) wire.Message) (T, error) {
+	for try := 1; ; try++ {
+		var answer T
+		known, err := request[*wire.QueueInfo](ctx, m, 0, adminTimeout, &wire.DescribeQueue{Name: name})
+		if err == nil {
+			answer, err = request[T](ctx, m, 0, adminTimeout, msg(known.Entry.Generation, known.Entry.Seen()))
+		}
+		if try == changeTries || !errors.Is(err, ErrExists) {
+			return answer, err
+		}
+		select {
+		case <-time.After(time.Duration(try) * changeWait):
+		case <-ctx.Done():
+			return answer, err
+		}
+	}
+}
+
+const (
+	changeTries = 5
+	changeWait  = 100 * time.Millisecond // before the second try; then it grows
+)
+
+// PauseQueue stops the deliveries of a queue, or of one of its groups, until a time (by the
+// clocks of the nodes, to the millisecond) or Forever. What consumers hold they may settle,
+// and messages are taken as before; nothing is handed out. An owner that cannot be reached
+// now learns of it when it can. The errors are ErrNoQueue, ErrNoGroup, ErrBadRequest (a time
+// that is over), ErrExists (others pause or resume it again and again), ErrQuorum
+// (it may be paused now) and ErrUnreachable.
+func (m *Mesh) PauseQueue(ctx context.Context, name, group string, until time.Time) (*QueueInfo, error) {
+	ms := uint64(wire.PauseForever)
+	if until.Before(Forever) {
+		if !until.After(time.Now()) {
+			return nil, fmt.Errorf("pause queue %s: %w", name, wire.Errorf(wire.ErrBadRequest, "%s is over", until.Format(time.RFC3339)))
+		}
+		ms = uint64(until.UnixMilli())
+	}
+	return m.pause(ctx, "pause", name, group, ms)
+}
+
+// ResumeQueue ends a pause of a queue, or of one of its groups. A group that was paused by
+// itself stays paused when its queue is resumed. The errors are those of PauseQueue.
+func (m *Mesh) ResumeQueue(ctx context.Context, name, group string) (*QueueInfo, error) {
+	return m.pause(ctx, "resume", name, group, 0)
+}
+
+func (m *Mesh) pause(ctx context.Context, what, name, group string, until uint64) (*QueueInfo, error) {
+	answer, err := change[*wire.QueueInfo](ctx, m, name, func(generation, seen uint64) wire.Message {
+		return &wire.PauseQueue{Name: name, Group: group, Until: until, Generation: generation, Seen: seen}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s queue %s: %w", what, name, err)
+	}
+	return infoOf(&answer.Entry, ""), nil
 }
 
 // DeleteQueue deletes a queue and its messages. The errors are ErrNoQueue, ErrQuorum

@@ -23,7 +23,7 @@ var (
 	ErrNotOwner     error = wire.ErrNotOwner     // nobody owns the partition now
 	ErrStaleReceipt error = wire.ErrStaleReceipt // the delivery is not the current one
 	ErrBadReceipt   error = wire.ErrBadReceipt   // not a receipt of this mesh
-	ErrExists       error = wire.ErrExists       // the queue exists with other settings
+	ErrExists       error = wire.ErrExists       // the queue exists with other settings, or is changed by others again and again
 	ErrNotReady     error = wire.ErrNotReady     // the node has not joined yet, or drains
 	ErrWrongMesh    error = wire.ErrWrongMesh    // the node belongs to another mesh
 	ErrVersion      error = wire.ErrVersion      // no common protocol version

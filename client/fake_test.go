@@ -34,6 +34,9 @@ type fakeMesh struct {
 	settles int
 	lease   uint32 // milliseconds; 0: 30,000
 	resumed []wire.Held
+	changes int // requests to change a queue
+	// meanwhile is what the nodes answer to the n-th of them; nil: they do it.
+	meanwhile func(n int) *wire.Error
 }
 
 type fakeNode struct {
@@ -125,13 +128,18 @@ func (f *fakeMesh) createLocked(name string, s wire.Settings) *wire.QueueEntry {
 		Name: name, Generation: 1, Settings: s, Groups: []wire.GroupEntry{{Name: "default", Generation: 1}}, Version: f.catalog,
 	}
 	f.queues[name] = e
-	for i := range s.Partitions {
+	f.grow(e, 0)
+	return e
+}
+
+// grow adds the partitions of a queue from the first on.
+func (f *fakeMesh) grow(e *wire.QueueEntry, first uint32) {
+	for i := first; i < e.Settings.Partitions; i++ {
 		p := &fakePartition{
 			id: e.Partition(i), entry: e, acked: map[int]bool{}, held: map[int]*fakeSub{}, given: map[int]bool{}, attempt: map[int]uint32{},
 		}
 		f.parts[p.id] = p
 	}
-	return e
 }
 
 // owner is the first node of the preference list that is up and answers.
@@ -288,6 +296,14 @@ func (n *fakeNode) answer(msg wire.Message) wire.Message {
 		}
 		delete(f.queues, m.Name)
 		return &wire.Done{}
+	case *wire.UpdateQueue, *wire.PauseQueue:
+		f.changes++
+		if f.meanwhile != nil {
+			if err := f.meanwhile(f.changes); err != nil {
+				return err
+			}
+		}
+		return f.change(msg)
 	case *wire.ListQueues:
 		out := &wire.Queues{Catalog: f.catalog}
 		for _, e := range f.queues {
@@ -322,6 +338,47 @@ func (n *fakeNode) answer(msg wire.Message) wire.Message {
 	default:
 		return wire.ErrBadRequest
 	}
+}
+
+// change updates, pauses or resumes a queue.
+func (f *fakeMesh) change(msg wire.Message) wire.Message {
+	if m, ok := msg.(*wire.UpdateQueue); ok {
+		e := f.queues[m.Name]
+		if e == nil || m.Generation != e.Generation {
+			return wire.ErrNoQueue
+		}
+		out := &wire.QueueUpdated{}
+		s := e.Settings
+		if err := s.Apply(m.Set); err != nil {
+			return err.(*wire.Error) //nolint:errorlint,forcetypeassert // as it says
+		}
+		for i := range wire.NumSettings {
+			if s.Get(i) != e.Settings.Get(i) {
+				out.Before = append(out.Before, wire.Setting{Name: wire.SettingName(i), Value: e.Settings.Get(i)})
+			}
+		}
+		first := e.Settings.Partitions
+		e.Settings = s
+		f.grow(e, first)
+		out.Entry = *e
+		return out
+	}
+	m := msg.(*wire.PauseQueue) //nolint:forcetypeassert // the only other
+	e := f.queues[m.Name]
+	if e == nil || m.Generation != e.Generation {
+		return wire.ErrNoQueue
+	}
+	e.Groups = slices.Clone(e.Groups)
+	pause := &e.Pause
+	if m.Group != "" {
+		i := slices.IndexFunc(e.Groups, func(g wire.GroupEntry) bool { return g.Name == m.Group })
+		if i < 0 {
+			return wire.ErrNoGroup
+		}
+		pause = &e.Groups[i].Pause
+	}
+	*pause = wire.Pause{Until: m.Until, At: wire.Counter{N: m.Seen + 1}}
+	return &wire.QueueInfo{Entry: *e}
 }
 
 func (n *fakeNode) enqueue(m *wire.Enqueue) wire.Message {

@@ -292,6 +292,20 @@ func (w *world) describe(msg wire.Message) string {
 		return fmt.Sprintf("retries %s %s", n.partition(m.Partition), strings.Join(out, "; "))
 	case *wire.CreateQueue:
 		return "create " + m.Name
+	case *wire.UpdateQueue:
+		var out []string
+		for _, x := range m.Set {
+			out = append(out, fmt.Sprintf("%s=%d", x.Name, x.Value))
+		}
+		return fmt.Sprintf("update %s %s", m.Name, strings.Join(out, " "))
+	case *wire.QueueUpdated:
+		var out []string
+		for _, x := range m.Before {
+			out = append(out, fmt.Sprintf("%s was %d", x.Name, x.Value))
+		}
+		return fmt.Sprintf("updated %s %s", m.Entry.Name, strings.Join(out, ", "))
+	case *wire.PauseQueue:
+		return strings.TrimSpace(fmt.Sprintf("pause %s %s until %d", m.Name, m.Group, m.Until))
 	case *wire.QueueInfo:
 		return "queue " + m.Entry.Name
 	case *wire.Join:

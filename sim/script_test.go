@@ -256,6 +256,20 @@ func (s *script) command(line string) error {
 			return err
 		}
 		s.askAt(h, &wire.DeleteQueue{Name: s.q.entry.Name})
+	case "update": // update NAME=VALUE...: settings of photos
+		return s.update(words)
+	case "pause-queue": // pause-queue [group=G] [for=D]
+		until := uint64(wire.PauseForever)
+		if d := option(&words, "for", ""); d != "" {
+			long, err := time.ParseDuration(d)
+			if err != nil {
+				return err
+			}
+			until = s.hosts[s.all[0]].time().Wall + uint64(long.Milliseconds())
+		}
+		return s.ask(&wire.PauseQueue{Name: s.q.entry.Name, Group: option(&words, "group", ""), Until: until})
+	case "resume-queue": // resume-queue [group=G]
+		return s.ask(&wire.PauseQueue{Name: s.q.entry.Name, Group: option(&words, "group", "")})
 	case "start": // start NODE [join=NODE]
 		join := option(&words, "join", "")
 		h, err := s.host(words[0])
@@ -512,6 +526,35 @@ func (s *script) askAt(h *host, msg wire.Message) {
 		c.call(msg, func(answer wire.Message) { s.line("%s answers: %s", h.name, s.describe(answer)) })
 	}}
 	s.world.addClient("admin-of-"+h.name, one).dial(h)
+}
+
+func (s *script) update(words []string) error {
+	m := &wire.UpdateQueue{Name: s.q.entry.Name}
+	for _, w := range words {
+		name, text, _ := strings.Cut(w, "=")
+		value, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return err
+		}
+		m.Set = append(m.Set, wire.Setting{Name: name, Value: value})
+	}
+	return s.ask(m)
+}
+
+// ask asks some node of the mesh, and prints its answer.
+func (s *script) ask(msg wire.Message) error {
+	over := false
+	s.admin.ask(msg, func(answer wire.Message) bool {
+		over = true
+		s.line("answer: %s", s.describe(answer))
+		return true
+	})
+	for range 200 {
+		if s.runFor(50 * millisecond); over || s.failure != nil {
+			return nil
+		}
+	}
+	return errors.New("not answered in 10 s")
 }
 
 type scriptProducer struct {

@@ -45,6 +45,18 @@ func TestMeshBadInput(t *testing.T) {
 		{"unknown node", []string{"node", "show", "n9"}, exitFailed, []string{"hint", "n1"}},
 		{"message over the limit", []string{"send", "jobs", strings.Repeat("x", 2000)}, exitFailed, []string{"1024", "hint"}},
 		{"other settings", []string{"queue", "create", "jobs", "--lease", "7s"}, exitFailed, []string{"exists", "hint"}},
+		{"update: partitions", []string{"queue", "update", "jobs", "--partitions", "1025"}, exitUsage, []string{"partitions is 1025, allowed are 1 to 1024"}},
+		{"update: no partitions", []string{"queue", "update", "jobs", "--partitions", "0"}, exitUsage, []string{"partitions is 0, allowed are 1 to 1024"}},
+		{"update: write quorum", []string{"queue", "update", "jobs", "--write-quorum", "8"}, exitUsage, []string{"write-quorum is 8, allowed are 1 to 7"}},
+		{"update: write quorum of this queue", []string{"queue", "update", "jobs", "--write-quorum", "4"}, exitFailed, []string{"write_quorum is 4, allowed are 1 to 3"}},
+		{"update: lease", []string{"queue", "update", "jobs", "--lease", "13h"}, exitUsage, []string{"lease is 13h", "allowed are 1s to 12h"}},
+		{"update: message bytes", []string{"queue", "update", "jobs", "--max-message-bytes", "5MiB"}, exitUsage, []string{"max-message-bytes", "allowed are 1 to 4194304"}},
+		{"update: backoff", []string{"queue", "update", "jobs", "--backoff-min", "25h"}, exitUsage, []string{"backoff-min is 25h", "allowed are 1ms to 24h"}},
+		{"update: backoff of this queue", []string{"queue", "update", "jobs", "--backoff-max", "1ms"}, exitFailed, []string{"backoff_max is 1ms, allowed are 1s to 24h"}},
+		{"update: nothing", []string{"queue", "update", "jobs"}, exitUsage, []string{"hint"}},
+		{"update: unknown queue", []string{"queue", "update", "jops", "--lease", "1m"}, exitFailed, []string{"jops", "hint"}},
+		{"pause: unknown group", []string{"queue", "pause", "jobs", "--group", "nobody"}, exitFailed, []string{"nobody", "hint"}},
+		{"pause: no time", []string{"queue", "pause", "jobs", "--for", "0s"}, exitUsage, []string{"--for is 0s"}},
 		{"missing file", []string{"send", "jobs", "--file", "/does/not/exist"}, exitFailed, []string{"/does/not/exist"}},
 		{"empty queue", []string{"receive", "jobs", "--wait", "500ms"}, exitNothing, nil},
 	} {
@@ -67,6 +79,9 @@ func TestMeshBadInput(t *testing.T) {
 			}
 			t.Logf("exit %d: %s", code, strings.TrimSpace(errs))
 		})
+	}
+	if out := m.must("queue", "show", "jobs"); !strings.Contains(out, "1 partition, 3 replicas, write quorum 2, lease 30s, messages up to 1KiB") {
+		t.Errorf("changed: %s", out)
 	}
 	if out := m.must("send", "jobs", "all is well"); !strings.Contains(out, "confirmed") {
 		t.Errorf("printed %q", out)

@@ -15,8 +15,8 @@ import (
 )
 
 func (a *app) queueCommand() *cobra.Command {
-	return a.group("queue", "Create, list, show and delete queues",
-		a.queueCreate(), a.queueList(), a.queueShow(), a.queueDelete())
+	return a.group("queue", "Create, list, show, change and delete queues",
+		a.queueCreate(), a.queueList(), a.queueShow(), a.queueUpdate(), a.queuePause(), a.queueResume(), a.queueDelete())
 }
 
 // queueJSON is a queue as the catalog has it.
@@ -32,14 +32,27 @@ type queueJSON struct {
 	BackoffMax      string   `json:"backoff_max"`
 	Groups          []string `json:"groups"`
 	Warning         string   `json:"warning,omitempty"`
+	// RFC 3339, or "resumed": until it is told to go on.
+	PausedUntil  string            `json:"paused_until,omitempty"`
+	PausedGroups map[string]string `json:"paused_groups,omitempty"`
 }
 
 func queueAsJSON(q *client.QueueInfo) queueJSON {
-	return queueJSON{
+	j := queueJSON{
 		Name: q.Name, Generation: q.Generation, PartitionCount: q.Settings.Partitions, Replicas: q.Settings.Replicas,
 		WriteQuorum: q.Settings.WriteQuorum, Lease: q.Settings.Lease.String(), MaxMessageBytes: q.Settings.MaxMessageBytes,
 		BackoffMin: q.Settings.BackoffMin.String(), BackoffMax: q.Settings.BackoffMax.String(), Groups: q.Groups, Warning: q.Warning,
 	}
+	if !q.PausedUntil.IsZero() {
+		j.PausedUntil = pauseEnd(q.PausedUntil)
+	}
+	for group, until := range q.PausedGroups {
+		if j.PausedGroups == nil {
+			j.PausedGroups = map[string]string{}
+		}
+		j.PausedGroups[group] = pauseEnd(until)
+	}
+	return j
 }
 
 func (a *app) queueCreate() *cobra.Command {
@@ -118,12 +131,31 @@ func checkCreate(name string, s *client.Settings, groups []string, quorumGiven b
 	if !quorumGiven {
 		s.WriteQuorum = s.Replicas/2 + 1
 	}
+	for _, c := range settingRanges(s) {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settingRange is a setting, as its flag is called, and what it may be.
+type settingRange struct {
+	name          string
+	value, lo, hi int64
+	show          func(int64) string
+}
+
+func (c *settingRange) check() error {
+	if c.value < c.lo || c.value > c.hi {
+		return usage("", "%s is %s, allowed are %s to %s", c.name, c.show(c.value), c.show(c.lo), c.show(c.hi))
+	}
+	return nil
+}
+
+func settingRanges(s *client.Settings) []settingRange {
 	const maxLease = wire.MaxLease * time.Millisecond
-	for _, c := range []struct {
-		name          string
-		value, lo, hi int64
-		show          func(int64) string
-	}{
+	return []settingRange{
 		{"partitions", int64(s.Partitions), 1, wire.MaxPartitions, number},
 		{"replicas", int64(s.Replicas), 1, wire.MaxReplicas, number},
 		{"write-quorum", int64(s.WriteQuorum), 1, int64(s.Replicas), number},
@@ -131,12 +163,7 @@ func checkCreate(name string, s *client.Settings, groups []string, quorumGiven b
 		{"max-message-bytes", int64(s.MaxMessageBytes), 1, 4 << 20, number},
 		{"backoff-min", int64(s.BackoffMin), int64(time.Millisecond), int64(24 * time.Hour), duration},
 		{"backoff-max", int64(s.BackoffMax), int64(s.BackoffMin), int64(24 * time.Hour), duration},
-	} {
-		if c.value < c.lo || c.value > c.hi {
-			return usage("", "%s is %s, allowed are %s to %s", c.name, c.show(c.value), c.show(c.lo), c.show(c.hi))
-		}
 	}
-	return nil
 }
 
 func number(n int64) string { return fmt.Sprint(n) }
@@ -283,8 +310,12 @@ func stateAsJSON(q *client.QueueState) queueStateJSON {
 
 func (a *app) printState(q *client.QueueState) error {
 	s := q.Settings
-	fmt.Fprintf(a.out, "%s: %s, %s, write quorum %d, lease %s, messages up to %s\n\n", q.Name, plural(s.Partitions, "partition"),
+	fmt.Fprintf(a.out, "%s: %s, %s, write quorum %d, lease %s, messages up to %s\n", q.Name, plural(s.Partitions, "partition"),
 		plural(s.Replicas, "replica"), s.WriteQuorum, duration(int64(s.Lease)), sizeOf(s.MaxMessageBytes))
+	for _, line := range pausesInWords(&q.QueueInfo) {
+		fmt.Fprintln(a.out, line)
+	}
+	fmt.Fprintln(a.out)
 	t := newTable(a.out, "GROUP", "READY", "IN FLIGHT", "DELAYED", "DONE")
 	for _, g := range sumGroups(q) {
 		t.row(g.Name, g.Ready, g.InFlight, g.Delayed, g.Done)

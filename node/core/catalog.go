@@ -83,9 +83,8 @@ func mergeEntries(a, b *wire.QueueEntry) *wire.QueueEntry {
 	m.Version = max(a.Version, b.Version)
 	if a.Generation == b.Generation {
 		m.CreatedRing = min(a.CreatedRing, b.CreatedRing)
-		if m.SettingsAt.Less(b.SettingsAt) {
-			m.Settings, m.SettingsAt = b.Settings, b.SettingsAt
-		}
+		mergeSettings(&m, b)
+		m.Pause = mergePause(m.Pause, b.Pause)
 		m.Groups = slices.Clone(a.Groups)
 		for _, g := range b.Groups {
 			i, found := slices.BinarySearchFunc(m.Groups, g.Name, func(x wire.GroupEntry, name string) int {
@@ -96,6 +95,8 @@ func mergeEntries(a, b *wire.QueueEntry) *wire.QueueEntry {
 				m.Groups = slices.Insert(m.Groups, i, g)
 			case m.Groups[i].Generation < g.Generation:
 				m.Groups[i] = g
+			case m.Groups[i].Generation == g.Generation:
+				m.Groups[i].Pause = mergePause(m.Groups[i].Pause, g.Pause)
 			}
 		}
 	}
@@ -165,14 +166,16 @@ func (c *Core) dropQueue(e *wire.QueueEntry) []wire.Op {
 }
 
 // putCatalog takes entries of a change. Who creates a queue in a generation that is deleted
-// already, or changes one of which there is a later generation, did not know: it is told
-// instead. What is confirmed is known to a majority, so one of any majority says so.
+// already, changes one of which there is a later generation, or changes a setting that was
+// changed since, did not know: it is told instead. What is confirmed is known to a majority,
+// so one of any majority says so: a change that is confirmed follows all that were before it.
 func (c *Core) putCatalog(req ReqID, m *wire.PutCatalog) {
 	c.mergeCatalog(m.Entries, func() {
 		var later []wire.QueueEntry
 		for i := range m.Entries {
 			e := &m.Entries[i]
-			if known := c.catalog.entries[e.Name]; known.Generation > e.Generation || e.Live() && known.Deleted >= e.Generation {
+			known := c.catalog.entries[e.Name]
+			if known.Generation > e.Generation || e.Live() && known.Deleted >= e.Generation || outdone(e, known) && !c.planted(bugChangeAlone) {
 				later = append(later, *known)
 			}
 		}
@@ -189,8 +192,8 @@ func (c *Core) putCatalog(req ReqID, m *wire.PutCatalog) {
 
 // changeCatalog makes a change of one entry, and calls done(nil) when a majority of
 // the ring's members have it synced, or done(error) if they do not in time: the
-// change may happen then. It calls again, once it knows more, when the change was based on a
-// generation that others know to be over.
+// change may happen then. It calls again, once it knows more, when others know what the change
+// was not based on.
 func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *wire.Error)) {
 	e.Version = c.catalog.version + 1
 	self, want, others := c.majority()
@@ -283,7 +286,7 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 
 	old := c.catalog.entries[m.Name]
 	if old != nil && old.Live() {
-		same := old.Settings == settings && len(old.Groups) == len(groups)
+		same := old.Settings.InForce() == settings && len(old.Groups) == len(groups)
 		for i := range groups {
 			same = same && old.Groups[i].Name == groups[i]
 		}
@@ -353,7 +356,8 @@ func (c *Core) deleteQueue(req ReqID, m *wire.DeleteQueue, asked bool) {
 
 // effective are N and W of a queue in a ring of that many members.
 func effective(s *wire.Settings, members int) (n, w int) {
-	return min(int(s.Replicas), members), min(int(s.WriteQuorum), members)
+	in := s.InForce()
+	return min(int(in.Replicas), members), min(int(in.WriteQuorum), members)
 }
 
 func asError(err error) *wire.Error {

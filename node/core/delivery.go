@@ -99,8 +99,9 @@ type feed struct {
 	loading  bool
 	rescan   bool // one was written while others were loaded: begin anew
 	due      *timer
-	inflight int // messages
-	next     int // the sub whose turn it is
+	resume   *timer // when a pause is over
+	inflight int    // messages
+	next     int    // the sub whose turn it is
 }
 
 // feedLane is how far a lane has been handed out.
@@ -289,6 +290,9 @@ func (o *ownership) pump() {
 }
 
 func (f *feed) pump() {
+	if f.paused() {
+		return
+	}
 	c := f.o.p.core
 	f.refill()
 	subs := c.feeders[queueGroup{f.o.p.entry.Name, f.name}]

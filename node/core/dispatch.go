@@ -92,6 +92,10 @@ func (c *Core) clientRequest(ev Request) bool {
 		c.createQueue(ev.Req, m, false)
 	case *wire.DeleteQueue:
 		c.deleteQueue(ev.Req, m, false)
+	case *wire.UpdateQueue:
+		c.updateQueue(ev.Req, m, false)
+	case *wire.PauseQueue:
+		c.pauseQueue(ev.Req, m, false)
 	case *wire.ListQueues:
 		c.listQueues(ev.Req)
 	case *wire.DescribeQueue:

@@ -45,6 +45,13 @@ func (c *Core) LostVotes() bool { return c.lostVotes != 0 }
 // know it whole again.
 func (c *Core) LostCatalog() bool { return c.catalogLost }
 
+// Queue is the entry of a queue in the catalog of this node, which the caller must not change;
+// nil: it knows none that exists.
+func (c *Core) Queue(name string) *wire.QueueEntry { return c.catalog.live(name) }
+
+// CatalogSum is equal at two nodes that have the same catalog.
+func (c *Core) CatalogSum() uint64 { return c.catalog.digest() }
+
 // RememberedCommit is the highest commit number that this node remembers of another.
 func (c *Core) RememberedCommit(id ring.NodeID) uint64 {
 	p := c.peers[id]

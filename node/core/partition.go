@@ -168,7 +168,7 @@ func (p *partition) placeNow() {
 	}
 	current := c.rings.current.Number()
 	placed := p.sets != nil
-	first := min(max(p.moved, p.entry.CreatedRing), current) // a queue may be of a ring that is not known here yet
+	first := min(max(p.moved, p.entry.RingOf(c.places[p.id].index)), current) // a queue may be of a ring that is not known here yet
 	p.sets = nil
 	for _, n := range sortedKeys(c.rings.tables) {
 		if n < first || n > current {

@@ -66,6 +66,9 @@ const (
 	bugRepairedNoTerm   bug = "repaired-forgets-term"
 	bugDamageIgnored    bug = "damaged-batch-kept"
 	bugDeliveryNoSum    bug = "delivery-without-checksum"
+
+	bugPauseByFirst bug = "pause-ends-with-owner"
+	bugChangeAlone  bug = "change-not-told"
 )
 
 // planted says whether a bug is in this core.

@@ -69,5 +69,8 @@ func Planted() []PlantedBug {
 		{"repaired-forgets-term", "a replica that is whole again promises the highest term that it heard of", []string{"two owners", "P3", "P4"}, "design 7"},
 		{"damaged-batch-kept", "a batch that fails its checksum is not what the replica has", []string{"P2", "P9"}, "design 1 (P9)"},
 		{"delivery-without-checksum", "a delivery has a checksum: that of its batch does not cover a part of it", []string{"P9"}, "design 1 (P9)"},
+
+		{"pause-ends-with-owner", "an owner that took over goes by the pauses of the catalog as the one before did", []string{"pause"}, "design 3"},
+		{"change-not-told", "who changes a setting without knowing of a later change is told, and changes it on top of that", []string{"catalog", "P2", "P7", "pause"}, "design 3"},
 	}
 }

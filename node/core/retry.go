@@ -496,7 +496,7 @@ func (f *feed) loadMore() {
 
 // backoff is how long a message waits after a nack: exponential, with jitter.
 func (p *partition) backoff(attempt uint32) uint64 {
-	s := &p.entry.Settings
+	s := p.entry.Settings.InForce()
 	wait := uint64(s.BackoffMin) << min(attempt-1, 24)
 	wait = min(wait, uint64(s.BackoffMax))
 	return wait/2 + uint64(p.core.jitter(Instant(wait/2+1)))

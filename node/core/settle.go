@@ -413,6 +413,7 @@ func (o *ownership) endFeeds() {
 	for _, g := range sortedKeys(o.feeds) {
 		f := o.feeds[g]
 		c.timers.stop(f.due)
+		c.timers.stop(f.resume)
 		for _, l := range sortedLanes(f.lanes) {
 			for _, d := range f.lanes[l].inflight {
 				c.timers.stop(d.timer)

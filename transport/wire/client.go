@@ -111,7 +111,7 @@ type SettleItem struct {
 	Receipt Receipt
 	Runs    Runs
 	Kind    Settling
-	Delay   uint32 // SettleNack: milliseconds until the next delivery, 0: the queue's backoff. SettleExtend: new lease, 0: the queue's
+	Delay   uint32 // SettleNack: milliseconds until the next delivery, 0: the queue's backoff. SettleExtend: new lease from now, 0: the queue's; it does not end sooner than before
 	Reason  string // SettleNack: for people, at most 1 KiB
 }
 
@@ -161,6 +161,37 @@ type CreateQueue struct {
 type DeleteQueue struct {
 	Name       string
 	Generation uint64 // 0: the one that the first node to be asked knows
+}
+
+// UpdateQueue changes settings of a queue while it is used: those that are named, all or
+// none. Partitions can only grow, Replicas cannot be changed. It can be repeated, and come
+// late, where it says what its sender knows: with a Generation it changes no other queue, and
+// with Seen no setting that another change has given another value since. Answer:
+// QueueUpdated or Error (ErrNoQueue, ErrBadRequest, ErrExists, ErrQuorum).
+type UpdateQueue struct {
+	Name       string
+	Set        []Setting
+	Generation uint64 // 0: any
+	Seen       uint64 // QueueEntry.Seen; 0: nothing
+}
+
+// QueueUpdated answers UpdateQueue: what was changed, with the values before, and the
+// entry since.
+type QueueUpdated struct {
+	Before  []Setting
+	Entry   QueueEntry
+	Catalog uint64
+}
+
+// PauseQueue pauses or resumes the deliveries of a queue, or of one of its groups.
+// Generation and Seen are those of UpdateQueue. Answer: QueueInfo or Error (ErrNoQueue,
+// ErrNoGroup, ErrExists, ErrQuorum).
+type PauseQueue struct {
+	Name       string
+	Group      string // empty: the queue
+	Until      uint64 // as in Pause; 0 resumes
+	Generation uint64
+	Seen       uint64
 }
 
 // ListQueues asks for all queues. Answer: Queues.

@@ -23,7 +23,7 @@ const (
 	CodeNotOwner      Code = 9  // refused: nobody owns the partition now; retry
 	CodeStaleReceipt  Code = 10 // refused: the delivery is not the current one
 	CodeBadReceipt    Code = 11 // refused: the checksum does not fit
-	CodeExists        Code = 12 // refused: a queue of that name has other settings
+	CodeExists        Code = 12 // refused: a queue of that name has other settings, or what was to be changed was changed meanwhile
 	CodeNotReady      Code = 13 // refused: the node has not joined yet, or is draining
 	CodeWrongMesh     Code = 14 // refused: the other side belongs to another mesh
 	CodeVersion       Code = 15 // refused: no common protocol version

@@ -33,6 +33,9 @@ const (
 	TypeMesh          Type = 50
 	TypeGetNode       Type = 51
 	TypeNodeInfo      Type = 52
+	TypeUpdateQueue   Type = 53
+	TypeQueueUpdated  Type = 54
+	TypePauseQueue    Type = 55
 
 	TypeBeat         Type = 96
 	TypeReplicate    Type = 97
@@ -86,6 +89,9 @@ func (*Settled) Type() Type       { return TypeSettled }
 func (*Resume) Type() Type        { return TypeResume }
 func (*CreateQueue) Type() Type   { return TypeCreateQueue }
 func (*DeleteQueue) Type() Type   { return TypeDeleteQueue }
+func (*UpdateQueue) Type() Type   { return TypeUpdateQueue }
+func (*QueueUpdated) Type() Type  { return TypeQueueUpdated }
+func (*PauseQueue) Type() Type    { return TypePauseQueue }
 func (*ListQueues) Type() Type    { return TypeListQueues }
 func (*DescribeQueue) Type() Type { return TypeDescribeQueue }
 func (*QueueInfo) Type() Type     { return TypeQueueInfo }
@@ -153,6 +159,9 @@ var makers = map[Type]func() Message{
 	TypeResume:        func() Message { return new(Resume) },
 	TypeCreateQueue:   func() Message { return new(CreateQueue) },
 	TypeDeleteQueue:   func() Message { return new(DeleteQueue) },
+	TypeUpdateQueue:   func() Message { return new(UpdateQueue) },
+	TypeQueueUpdated:  func() Message { return new(QueueUpdated) },
+	TypePauseQueue:    func() Message { return new(PauseQueue) },
 	TypeListQueues:    func() Message { return new(ListQueues) },
 	TypeDescribeQueue: func() Message { return new(DescribeQueue) },
 	TypeQueueInfo:     func() Message { return new(QueueInfo) },

@@ -311,7 +311,8 @@ type Catalog struct {
 }
 
 // PutCatalog gives catalog entries to a member. Answer: Done, once they are synced, or
-// Catalog with those of which it knows that the generation that was given is over.
+// Catalog with those of which it knows that the generation that was given is over, or that
+// something was changed since.
 type PutCatalog struct {
 	Version uint64
 	Entries []QueueEntry
