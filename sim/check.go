@@ -50,6 +50,8 @@ type checker struct {
 	disks    map[*host]diskWatch
 	handover map[termKey]bool
 
+	registers []*register // what was changed of queues, in the order of their first changes
+
 	idle   bool // no check of P2live: the mesh is not set up yet
 	stats  Stats
 	terms  map[wire.PartitionID]wire.Term // of the last owner
@@ -456,6 +458,9 @@ func (k *checker) delivering(h *host, c *conn, sub uint64, d *wire.Delivery, o w
 		if k.inOrder(h, c, sub, r, m); k.w.failure != nil {
 			return
 		}
+		if k.mayHandOut(h, r, m); k.w.failure != nil {
+			return
+		}
 		k.alone(h, c, r, g)
 	}
 	if c == nil || c.dead && !c.up[0] {
@@ -598,6 +603,7 @@ func (k *checker) requested(h *host, id core.ConnID, msg wire.Message) {
 
 // stepped is called after each step of a node: at most one valid lease per partition.
 func (k *checker) stepped(h *host) {
+	k.learnsPauses(h)
 	owned := h.core.Ownerships()
 	if slices.Equal(owned, k.owned[h.index]) {
 		return
@@ -677,6 +683,7 @@ func (k *checker) watch() {
 			k.w.fail("Stop", msgKey{}, "%s stopped: %v", h.name, h.stopped)
 		}
 	}
+	k.spread()
 	if k.idle {
 		return
 	}
@@ -717,8 +724,8 @@ func (k *checker) lostMajority(q *queue, p wire.PartitionID) bool {
 	})
 }
 
-// couldOwn tells whether a majority of the home replicas works and is connected
-// without a slow link.
+// couldOwn tells whether a majority of the home replicas works, knows of the partition and is
+// connected without a slow link.
 func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
 	sets := k.openSets(q, p)
 	var ids []ring.NodeID
@@ -731,7 +738,7 @@ func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
 	}
 	var up []*host
 	for _, id := range ids {
-		if h := k.w.node(id); h != nil && h.running && !h.paused && !h.busy && h.slow == 0 && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.disks[h].behind < k.w.now-second {
+		if h := k.w.node(id); h != nil && h.running && !h.paused && !h.busy && h.slow == 0 && k.w.now-h.boots > second && !h.disk.damaged && !h.core.Repairing(p) && k.knows(h, p) && k.disks[h].behind < k.w.now-second {
 			up = append(up, h)
 		}
 	}
@@ -760,6 +767,13 @@ func (k *checker) couldOwn(q *queue, p wire.PartitionID) bool {
 		}
 	}
 	return false
+}
+
+// knows tells whether a node knows of a partition, which may have been added while it was away.
+func (k *checker) knows(h *host, p wire.PartitionID) bool {
+	at := k.places[p]
+	e := h.core.Queue(at.q.entry.Name)
+	return e != nil && at.index < e.Settings.Partitions
 }
 
 func (k *checker) good(a, b *host) bool {

@@ -114,6 +114,10 @@ func (r *runner) begin(f *fault) (end func(), why impossible) {
 		return r.hitDisk(f)
 	case plan.DeleteQueue:
 		return r.deleteQueue(f), ""
+	case plan.UpdateQueue:
+		return r.updateQueue(f), ""
+	case plan.PauseQueue:
+		return r.pauseQueue(f)
 	case plan.WallJump, plan.ClockRate, plan.Freeze:
 		return r.hitClock(f)
 	case plan.FalseDeath, plan.GossipCut, plan.GossipSilent, plan.StaleRevive:

@@ -14,7 +14,9 @@ import (
 type queue struct {
 	entry   wire.QueueEntry
 	catalog uint64
-	gone    bool // it is being deleted, or is
+	gone    bool   // it is being deleted, or is
+	growing bool   // it is asked to have another partition
+	lowest  uint32 // of the delivery leases that it was ever to have, in milliseconds
 }
 
 func (q *queue) partitions() []wire.PartitionID {
@@ -151,7 +153,7 @@ func (a *admin) create(name string, s wire.Settings, groups []string, done func(
 		if !ok {
 			return false
 		}
-		q := &queue{entry: info.Entry, catalog: info.Catalog}
+		q := &queue{entry: info.Entry, catalog: info.Catalog, lowest: info.Entry.Settings.Lease}
 		a.h.w.names.queue(&q.entry)
 		a.h.w.check.made(q)
 		done(q)
@@ -819,7 +821,7 @@ func (c *consumer) ask(h *holding, kind wire.Settling, try int) {
 		case 0:
 			answered = true
 			if kind == wire.SettleExtend {
-				h.until = max(h.until, asked+int64(c.q.entry.Settings.Lease)*millisecond)
+				h.until = max(h.until, asked+int64(c.q.lowest)*millisecond)
 				c.w.check.extended(c, h)
 				c.tellSettled(history.Extended, h, (h.until-c.w.now)*95/100)
 				return

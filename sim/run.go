@@ -78,6 +78,8 @@ type runner struct {
 	byName    map[string]*host // nodes and clients of the plan
 	admin     *admin
 	deleting  []string // queues whose deletion is asked for and not confirmed
+	resumes   []func() // end the pauses that there were, where they are not over
+	changing  []string // of changes of queues that are asked for and not answered: what they are
 	producers []producing
 	consumers []consuming
 	byClient  map[string]any // producing or consuming
@@ -341,7 +343,7 @@ func (r *runner) settle() {
 				return false
 			}
 		}
-		return len(r.deleting) == 0 && len(r.check.unacked()) == 0
+		return len(r.deleting) == 0 && len(r.changing) == 0 && len(r.check.unacked()) == 0
 	}
 	if r.until(settlingLimit, 250*millisecond, quiet) {
 		r.tell(history.Event{Kind: history.Drained})
@@ -357,6 +359,10 @@ func (r *runner) settle() {
 		r.fail("P11", msgKey{}, "the deletion of %s is not confirmed %d s after all has healed", r.deleting[0], settlingLimit/second)
 		return
 	}
+	if len(r.changing) > 0 {
+		r.fail("P10", msgKey{}, "%s is not answered %d s after all has healed", r.changing[0], settlingLimit/second)
+		return
+	}
 	r.check.delivered()
 }
 
@@ -365,6 +371,9 @@ func (r *runner) heal() {
 	r.say("heal")
 	for len(r.ends) > 0 {
 		r.ends[0].end()
+	}
+	for _, resume := range r.resumes {
+		resume()
 	}
 	for _, h := range r.mesh {
 		h.crashIn = -1
@@ -406,6 +415,9 @@ func (r *runner) inspect() error {
 	}
 	r.until(second, 5*millisecond, func() bool { return left == 0 })
 	r.states = states
+	if err := r.check.changesHold(); err != nil {
+		return err
+	}
 	return r.check.converged(states, ps)
 }
 

@@ -42,6 +42,8 @@ var Situations = []Situation{
 	{"moved", "a partition has moved to a new ring"},
 	{"backlog", "a thousand confirmed messages wait for a group"},
 	{"queue-deleted", "a queue is deleted, and that is confirmed"},
+	{"grown", "a queue that is used gets another partition"},
+	{"paused", "a queue or group is paused, and that is confirmed"},
 	{"twin-fenced", "the older of two processes of one node stops itself"},
 }
 

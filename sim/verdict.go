@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"github.com/meshq/meshq/sim/history"
@@ -34,6 +35,9 @@ func Rules(p *plan.Plan) history.Rules {
 	lease := map[string]time.Duration{}
 	for i := range p.Queues {
 		lease[p.Queues[i].Name] = time.Duration(p.Queues[i].Lease)
+		if slices.ContainsFunc(p.Faults, func(f plan.Fault) bool { return f.Kind == plan.UpdateQueue }) {
+			lease[p.Queues[i].Name] = max(lease[p.Queues[i].Name], mostLease)
+		}
 	}
 	var wait time.Duration
 	for i := range p.Consumers {

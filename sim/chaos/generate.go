@@ -309,6 +309,16 @@ var generators = []struct {
 	{plan.DeleteQueue, 1, func(d dice, _ *plan.Plan) plan.Fault {
 		return plan.Fault{For: d.time(3*time.Second, 10*time.Second)}
 	}},
+	{plan.UpdateQueue, 1, func(d dice, p *plan.Plan) plan.Fault {
+		return plan.Fault{On: d.one(consumersOf(p)), For: d.time(3*time.Second, 10*time.Second), By: d.time(50*time.Millisecond, time.Second)}
+	}},
+	{plan.PauseQueue, 2, func(d dice, p *plan.Plan) plan.Fault {
+		f := ofConsumer(5*time.Second)(d, p)
+		if f.Count = d.IntN(2); d.IntN(2) == 0 {
+			f.By, f.For = f.For, f.For+plan.Duration(time.Second)
+		}
+		return f
+	}},
 }
 
 // betweenNodes draws two nodes; most 0 is a fault that is over at once.

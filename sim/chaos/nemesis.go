@@ -51,6 +51,7 @@ var deeds = map[plan.Kind]deed{
 
 	plan.ConsumerCrash: clientCrash, plan.ProducerCrash: clientCrash, plan.ConsumerPause: consumerPause, plan.ConsumerSlow: consumerSlow,
 	plan.NackStorm: nackStorm, plan.Poison: poison, plan.Burst: burst, plan.DeleteQueue: deleteQueue,
+	plan.UpdateQueue: updateQueue, plan.PauseQueue: pauseQueue,
 }
 
 // Impossible says why a plan as a whole cannot be run on real processes, with these
@@ -254,7 +255,7 @@ func (f *fault) resolve() error {
 // touches are those with whom something is wrong while the fault is on; none: all.
 func (f *fault) touches() []string {
 	switch f.Kind {
-	case plan.Split, plan.Late, plan.Join, plan.DeleteQueue:
+	case plan.Split, plan.Late, plan.Join, plan.DeleteQueue, plan.UpdateQueue, plan.PauseQueue:
 		return nil
 	}
 	if len(f.On) == 0 || len(f.To) == 0 && slices.ContainsFunc(plan.Kinds, func(k plan.KindInfo) bool { return k.Kind == f.Kind && k.Other != "" }) {

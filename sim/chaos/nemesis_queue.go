@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/meshq/meshq/client"
@@ -110,3 +111,97 @@ func (o *ownQueue) delete() error {
 	}
 	return err
 }
+
+// updateQueue changes settings of a queue, some of them each time. Any of them go together. The
+// lease does not become shorter than the history says of each delivery.
+func updateQueue(f *fault) (func() error, error) {
+	queue := f.n.plan.QueueOf(f.On[0])
+	d := dice{rand.New(rand.NewPCG(f.n.plan.Seed, uint64(f.At)))}
+	ctx, cancel := context.WithCancel(f.n.alive)
+	done := make(chan error, 1)
+	lease, longest, changes := defaultLease, time.Second, 0
+	for _, q := range f.n.plan.Queues {
+		if q.Name == queue {
+			lease = orElse(time.Duration(q.Lease), lease)
+		}
+	}
+	go func() {
+		for {
+			s := client.Settings{Lease: time.Duration(d.time(lease, 2*lease)), BackoffMax: longest}
+			if d.IntN(2) == 0 {
+				s.BackoffMin = time.Duration(d.time(20*time.Millisecond, 500*time.Millisecond))
+			}
+			longest = 0 // the first sets it
+			if d.IntN(2) == 0 {
+				s.BackoffMax = time.Duration(d.time(500*time.Millisecond, 4*time.Second))
+			}
+			if d.IntN(2) == 0 {
+				s.MaxMessageBytes = 2<<20 + d.IntN(2<<20)
+			}
+			_, err := f.n.observer.UpdateQueue(ctx, queue, s)
+			switch {
+			case err == nil:
+				changes++
+			case errors.Is(err, client.ErrBadRequest) || errors.Is(err, client.ErrNoQueue):
+				done <- &breachError{"P10", err.Error()}
+				return
+			}
+			if !wait(ctx, time.Duration(d.time(0, max(2*time.Duration(f.By), time.Millisecond)))) {
+				done <- nil
+				return
+			}
+		}
+	}()
+	return func() error {
+		cancel()
+		err := <-done
+		f.say("%d updates of %s were confirmed", changes, queue)
+		return err
+	}, nil
+}
+
+// pauseQueue pauses a queue or a group, and resumes it, or leaves that to the nodes.
+func pauseQueue(f *fault) (func() error, error) {
+	queue, group := f.n.plan.QueueOf(f.On[0]), ""
+	if f.Count != 1 {
+		for _, c := range f.n.plan.Consumers {
+			if c.Name == f.On[0] {
+				group = orElse(c.Group, "default")
+			}
+		}
+	}
+	until := client.Forever
+	if f.By > 0 {
+		until = time.Now().Add(time.Duration(f.By))
+	}
+	ctx, cancel := context.WithTimeout(f.n.heal, changePatience)
+	defer cancel()
+	err := poll(ctx, "pause "+queue, func() error {
+		if !time.Now().Before(until) {
+			return nil
+		}
+		_, err := f.n.observer.PauseQueue(ctx, queue, group, until)
+		return err
+	})
+	if err != nil {
+		f.say("%v", err) // it may be paused now
+	}
+	return func() error {
+		if time.Now().After(until) {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(f.n.alive, changePatience)
+		defer cancel()
+		err := poll(ctx, "resume "+queue, func() error {
+			_, err := f.n.observer.ResumeQueue(ctx, queue, group)
+			return err
+		})
+		if err != nil {
+			return &breachError{"P10", err.Error()}
+		}
+		return nil
+	}, nil
+}
+
+// changePatience is how long a change of a queue may take, with all that else goes wrong.
+const changePatience = startPatience

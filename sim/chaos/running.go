@@ -114,6 +114,7 @@ func onRunning(seed uint64, length time.Duration, queue string, nodes int) *plan
 // ofClients are the kinds of faults that concern clients alone.
 var ofClients = []plan.Kind{
 	plan.ConsumerCrash, plan.ConsumerPause, plan.ConsumerSlow, plan.ProducerCrash, plan.NackStorm, plan.Poison, plan.Burst, plan.DeleteQueue,
+	plan.UpdateQueue, plan.PauseQueue,
 }
 
 // watch records as faults what befalls the nodes of a mesh that is not this run's.

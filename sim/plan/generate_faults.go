@@ -151,6 +151,20 @@ var generators = []struct {
 	{DeleteQueue, func(g *generator, d dice) {
 		g.times(d, 1, func() Fault { return Fault{Kind: DeleteQueue, For: d.time(4*second, 15*second)} })
 	}},
+	{UpdateQueue, func(g *generator, d dice) {
+		g.times(d, 2, func() Fault {
+			return Fault{Kind: UpdateQueue, On: d.one(append(g.producers(), g.consumers()...)), For: d.time(2*second, 15*second), By: d.time(50*millisecond, 2*second)}
+		})
+	}},
+	{PauseQueue, func(g *generator, d dice) {
+		g.times(d, 3, func() Fault {
+			f := Fault{Kind: PauseQueue, On: d.one(g.consumers()), For: d.time(200*millisecond, 8*second), Count: d.from(0, 1)}
+			if d.oneIn(2) { // the clock of an owner may be four seconds off
+				f.By, f.For = f.For, f.For+9*second
+			}
+			return f
+		})
+	}},
 	{AnswerLost, func(g *generator, d dice) {
 		g.times(d, 4, func() Fault {
 			return Fault{Kind: AnswerLost, On: d.one(append(g.producers(), g.consumers()...)), To: d.one(g.names), For: d.time(20*millisecond, 2*second)}

@@ -16,7 +16,7 @@ func TestGenerateTurns(t *testing.T) {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		long := func(f Fault) bool {
-			return f.Kind != DeleteQueue && f.For > Duration(8*time.Second) && f.At < p.Length/2
+			return f.Kind != DeleteQueue && f.Kind != UpdateQueue && f.Kind != PauseQueue && f.For > Duration(8*time.Second) && f.At < p.Length/2
 		}
 		if slices.ContainsFunc(p.Faults, long) {
 			lasting++

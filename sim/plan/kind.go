@@ -77,6 +77,8 @@ const (
 	Burst         Kind = "burst"
 	AnswerLost    Kind = "answer-lost"
 	DeleteQueue   Kind = "delete-queue"
+	UpdateQueue   Kind = "update-queue"
+	PauseQueue    Kind = "pause-queue"
 )
 
 // Kinds are all kinds of faults, in the order of the list above.
@@ -137,4 +139,6 @@ var Kinds = []KindInfo{
 	{Burst, InSim | InReal, "client", "", "the producer sends Count times as fast, for For"},
 	{AnswerLost, InSim | InReal, "client", "node", "what To answers to On is lost, and then the connection, for For"},
 	{DeleteQueue, InSim | InReal, "", "", "a queue of its own is created, filled, deleted and created again while nodes come and go"},
+	{UpdateQueue, InSim | InReal, "client", "", "settings of the queue of On are changed, at random and By apart, for For"},
+	{PauseQueue, InSim | InReal, "client", "", "nothing is handed out to the group of the consumer On (Count 1: of its queue) for For, until it is resumed; with By until it goes on by itself, By after it began, by the clock of the owner"},
 }

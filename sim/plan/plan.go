@@ -139,3 +139,18 @@ func (d *Duration) UnmarshalText(text []byte) error {
 }
 
 func (d Duration) String() string { return time.Duration(d).String() }
+
+// QueueOf is the queue that a client of the plan uses; "": there is no such client.
+func (p *Plan) QueueOf(client string) string {
+	for i := range p.Producers {
+		if p.Producers[i].Name == client {
+			return p.Producers[i].Queue
+		}
+	}
+	for i := range p.Consumers {
+		if p.Consumers[i].Name == client {
+			return p.Consumers[i].Queue
+		}
+	}
+	return ""
+}

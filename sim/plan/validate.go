@@ -222,7 +222,7 @@ func (v *validator) queue(what, name string) *Queue {
 
 // needs says which of By, Share and Count a kind cannot do without.
 var needs = map[Kind]string{
-	SlowNode: "by", Flap: "by", Swizzle: "by", SlowLink: "by", DiskSlow: "by", DiskStall: "by", Rollback: "by", SlowRead: "by",
+	SlowNode: "by", Flap: "by", Swizzle: "by", SlowLink: "by", DiskSlow: "by", DiskStall: "by", Rollback: "by", UpdateQueue: "by", SlowRead: "by",
 	WallJump: "by", ConsumerSlow: "by", Late: "by count", Loss: "share", Duplicate: "share", Corrupt: "share",
 	Bandwidth: "count", Join: "count", Amnesia: "count", ClockRate: "count", Poison: "count", Burst: "count",
 }

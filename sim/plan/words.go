@@ -128,6 +128,17 @@ func (f Fault) String() string {
 		text = "what " + to + " answers to " + on + " is lost"
 	case DeleteQueue:
 		text = "queues are created, filled, deleted and created again"
+	case UpdateQueue:
+		text = "settings of the queue of " + on + " change every " + by
+	case PauseQueue:
+		text, back = "pause the group of "+on, "resumed after"
+		if f.Count == 1 {
+			text = "pause the queue of " + on
+		}
+		if f.By > 0 {
+			text, back = text+" until "+by+" from then", ""
+			lasts = false
+		}
 	default:
 		text = strings.TrimSpace(string(f.Kind) + " " + on + " " + to)
 	}
