@@ -225,7 +225,9 @@ func (o *ownership) change(x *wire.SettleItem) wire.Code {
 		if x.Delay != 0 {
 			lease = min(x.Delay, wire.MaxLease)
 		}
-		d.until = c.now.Mono + Instant(lease)*Millisecond
+		// Never shorter: the lease of the queue may have become so, and a delivery has more messages
+		// than those that are extended.
+		d.until = max(d.until, c.now.Mono+Instant(lease)*Millisecond)
 		f.arm(d, wire.CauseLease)
 	case wire.SettleRelease:
 		f.release(d, runs)
