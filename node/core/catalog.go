@@ -235,28 +235,40 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *
 // creationRing is the first ring that counts for the partitions of a queue that is created
 // now: the present one, or the one before while that could still give one of them an owner.
 // For that a majority of its home replicas must not have stored the present ring: they may know
-// the queue by a create that failed.
-func (c *Core) creationRing(e *wire.QueueEntry) uint64 {
+// the queue by a create that failed. settling says that they can be reached and know the
+// present ring, so that they will have stored it soon.
+func (c *Core) creationRing(e *wire.QueueEntry) (number uint64, settling bool) {
 	now := c.rings.current.Number()
 	before := c.rings.tables[now-1]
 	if before == nil {
-		return now
+		return now, false
 	}
 	size, _ := effective(&e.Settings, before.Len())
 	var homes []ring.NodeID
 	for i := range e.Settings.Partitions {
 		homes = before.Preference(homes[:0], uint64(e.Partition(i)), size)
-		behind := 0
+		behind, away := 0, 0
 		for _, id := range homes {
-			if id == c.self && c.rings.stored < now || id != c.self && c.peer(id).beat.Stored < now {
+			if id == c.self {
+				if c.rings.stored < now {
+					behind++
+				}
+				continue
+			}
+			beat := &c.peer(id).beat
+			if beat.Stored < now {
 				behind++
+				if !c.answering(id) || beat.Ring < now {
+					away++
+				}
 			}
 		}
-		if behind > len(homes)/2 {
-			return now - 1
+		if away > len(homes)/2 {
+			return now - 1, false
 		}
+		settling = settling || behind > len(homes)/2
 	}
-	return now
+	return now, settling
 }
 
 // createQueue answers CreateQueue. asked says that this node knows what a majority knows.
@@ -310,7 +322,12 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 		}
 	}
 	if old == nil || !old.Live() {
-		e.CreatedRing = c.creationRing(e)
+		number, settling := c.creationRing(e)
+		if settling {
+			c.after(renewEvery, func() { c.createQueue(req, m, asked) })
+			return
+		}
+		e.CreatedRing = number
 		for _, g := range groups {
 			e.Groups = append(e.Groups, wire.GroupEntry{Name: g, Generation: 1})
 		}
