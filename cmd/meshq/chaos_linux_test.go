@@ -20,7 +20,7 @@ func TestChaosWithoutPrivileges(t *testing.T) {
 		{[]string{"--scenario", "S00", "--network", "switched"}, "", "meshq: chaos: a switched network needs root\nmeshq: hint: run as root, or use --network loopback\n"},
 		{[]string{"--scenario", "S00", "--disks", "own"}, "", "meshq: chaos: a file system for each node needs root\nmeshq: hint: run as root, or with --disks plain\n"},
 		{[]string{"--scenario", "S12"}, "", "skipped: power-cut: the nodes have no file systems of their own (run as root on Linux with --disks own)\n"},
-		{[]string{"--list"}, "21 of them possible here\n", ""},
+		{[]string{"--list"}, "23 of them possible here\n", ""},
 	} {
 		// The directories of the test's binary may be closed to others: it is run by its
 		// descriptor.
