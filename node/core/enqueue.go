@@ -87,7 +87,7 @@ func (p *partition) enqueue(req ReqID, m *wire.Enqueue, until Instant, maybe boo
 		}
 	}
 	if at, known := p.find(m.Producer, m.Sequence, uint64(m.Count)); known {
-		p.again(req, at, until)
+		p.again(req, m, at, until)
 		return
 	}
 	if owner := p.owner(); !m.Passed && owner != c.self && owner != 0 && c.answering(owner) {
@@ -459,7 +459,7 @@ func (p *partition) resend(id ring.NodeID) {
 
 // again answers a batch that is already here with its position, after making sure
 // that W nodes hold it, or that a majority holds its acks for all groups.
-func (p *partition) again(req ReqID, at laneRun, until Instant) {
+func (p *partition) again(req ReqID, m *wire.Enqueue, at laneRun, until Instant) {
 	c := p.core
 	l := p.lane(at.lane)
 	c.stats.Repeated++
@@ -467,8 +467,13 @@ func (p *partition) again(req ReqID, at laneRun, until Instant) {
 		c.reply(req, &wire.Enqueued{Lane: at.lane, Base: at.run.From, Nodes: []ring.NodeID{c.self}, Want: uint8(p.w), Owner: p.owner()})
 		return
 	}
-	if !l.held.Covers(at.run) {
+	switch {
+	case l.held.Covers(at.run):
+	case p.doneByAll(at.lane).Covers(at.run):
 		p.againDone(req, at, until)
+		return
+	default:
+		p.againElsewhere(req, m, at, until)
 		return
 	}
 	if x := c.cache.get(p.id, at.lane, at.run.From); x != nil {
@@ -497,16 +502,37 @@ func (p *partition) startWrites(req ReqID, batches []wire.Batch, at laneRun, unt
 	p.core.reply(req, wire.Errorf(wire.ErrStaleSequence, "the sequence was used for a batch of another size"))
 }
 
+// againElsewhere answers for a batch that is known from an ack, or from another replica's
+// list, and whose body is not here: it is on its way, or on nodes that cannot be reached now,
+// or was lost before it was confirmed. It is asked for, and where nobody gives it, it is stored
+// once more: one message, two positions.
+func (p *partition) againElsewhere(req ReqID, m *wire.Enqueue, at laneRun, until Instant) {
+	c := p.core
+	late := c.timers.add(until, func() {
+		c.reply(req, wire.Errorf(wire.ErrTimeout, "another node has the batch, and cannot be asked now"))
+	})
+	p.seek(at.lane, at.run.From, func() {
+		switch {
+		case late.index < 0: // answered
+			return
+		case c.parts[p.id] != p:
+			c.timers.stop(late)
+			c.refuse(req, wire.Errorf(wire.ErrNoQueue, "queue %s was deleted", m.Queue), true)
+			return
+		}
+		c.timers.stop(late)
+		if p.lane(at.lane).held.Covers(at.run) || p.doneByAll(at.lane).Covers(at.run) {
+			p.again(req, m, at, until)
+			return
+		}
+		p.accept(req, m, until, true)
+	})
+}
+
 // againDone answers for a batch whose body has gone: every group has done it, so it is
 // enough that a majority knows that.
 func (p *partition) againDone(req ReqID, at laneRun, until Instant) {
 	c := p.core
-	if !p.doneByAll(at.lane).Covers(at.run) {
-		// Known from an ack or from another replica's list, but not here: the body is
-		// on its way, or on nodes that cannot be reached now.
-		c.reply(req, wire.Errorf(wire.ErrTimeout, "another node has the batch, and cannot be asked now"))
-		return
-	}
 	var items []wire.AckItem
 	for _, g := range p.groupIDs() {
 		items = append(items, wire.AckItem{Group: g, Lane: at.lane, Run: at.run})

@@ -45,7 +45,15 @@ func (c *Core) onGetState(req ReqID, m *wire.GetState) {
 			c.reply(req, s)
 			return
 		}
-		c.persistThen(nil, func() { c.reply(req, s) })
+		late := c.after(callTimeout, func() {
+			c.reply(req, wire.Errorf(wire.ErrNotReady, "the disk of node %s is late", c.cfg.Self.Name))
+		})
+		c.persistThen(nil, func() {
+			if late.index >= 0 {
+				c.timers.stop(late)
+				c.reply(req, s)
+			}
+		})
 	})
 }
 
