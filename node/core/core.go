@@ -150,6 +150,7 @@ type Core struct {
 	// it knows; true: all of it.
 	catalogLost  bool
 	catalogHeard map[ring.NodeID]bool
+	noticed      uint64 // the last boot in which a loss was noticed; what was lost in those before is known to be missing
 	lostVotes    uint64 // the highest ring number for which a vote may have been forgotten; 0: none
 	recalling    bool   // it is being learned from the others
 	damaged      map[wire.PartitionID]bool

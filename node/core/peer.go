@@ -315,13 +315,17 @@ func (c *Core) onRemembered(from ring.NodeID, m *wire.Remembered) {
 			c.emit(Stop{Err: wire.Errorf(wire.ErrOlderData, "this data directory is at commit %d of boot %d, %s remembers commit %d of boot %d: it is an old copy", c.commit, c.cfg.Boot, from, n.Commit, n.Boot)})
 			return
 		}
-		if n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll && !c.planted(bugAmnesiaUnnoticed) {
+		if n.Boot >= c.noticed && n.Boot < c.cfg.Boot && n.Commit > c.recovered && !c.damagedAll && !c.planted(bugAmnesiaUnnoticed) {
 			c.damagedAll = true
 			c.persistThen(append(c.loseVotes(), c.loseCatalog()...), nil)
 			c.note(NoteWarn, nil, "store came back with less than it confirmed", "last commit is %d, %s remembers %d", c.recovered, from, n.Commit)
 			for _, id := range sortedKeys(c.parts) {
 				c.parts[id].startRepair()
 			}
+			// Behind the records that say what is to be repaired: the next boot is not damaged by
+			// the same loss once more.
+			c.noticed = c.cfg.Boot
+			c.persistThen([]wire.Op{put(key(recordNoticed), c.noticed)}, nil)
 		}
 	}
 }

@@ -21,6 +21,7 @@ const (
 	recordVote      = 'v' // ring number: vote
 	recordPartial   = 'C' // whether entries of the catalog may have been lost; written, never deleted
 	recordForgot    = 'V' // the highest ring number for which a vote may have been forgotten, 0: none; written, never deleted
+	recordNoticed   = 'N' // the last boot in which a loss was noticed
 	recordPeer      = 'P' // node: peerRecord
 	recordTerm      = 't' // partition: wire.Term, the highest promised
 	recordHeard     = 'T' // partition: wire.Term, the highest heard of from other replicas; no promise
@@ -162,6 +163,8 @@ func (c *Core) recoverRecord(r wire.StoredRecord) error {
 		return nil
 	case recordForgot:
 		return wire.DecodeValue(r.Value, &c.lostVotes)
+	case recordNoticed:
+		return wire.DecodeValue(r.Value, &c.noticed)
 	case recordPartial:
 		return wire.DecodeValue(r.Value, &c.catalogLost)
 	case recordVote:
