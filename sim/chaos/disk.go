@@ -212,6 +212,7 @@ func (n *Node) replace(what string, by func() error) error {
 	defer n.mu.Unlock()
 	err := n.down()
 	if err == nil {
+		n.thaw() // it would wait for whoever waits for mu
 		err = n.files(func() error {
 			if err := os.RemoveAll(n.data()); err != nil {
 				return err
