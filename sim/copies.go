@@ -6,6 +6,35 @@ import (
 	"github.com/meshq/meshq/transport/wire"
 )
 
+// copied is called when the disk of a node is copied for its twin.
+func (k *checker) copied(h, twin *host) {
+	for m, at := range k.holders {
+		if at&(1<<h.place) != 0 {
+			k.holders[m] |= 1 << twin.place
+		}
+	}
+}
+
+func (k *checker) holds(h *host, b *wire.Batch) {
+	for i := range b.Count {
+		k.holders[key(b, i)] |= 1 << h.place
+		k.synced[key(b, i)] |= 1 << h.place
+		k.let[key(b, i)] &^= 1 << h.place
+	}
+}
+
+func (k *checker) lost(h *host, b *wire.Batch) {
+	for i := range b.Count {
+		k.holders[key(b, i)] &^= 1 << h.place
+	}
+}
+
+func (k *checker) forgets(h *host) {
+	for m := range k.holders {
+		k.holders[m] &^= 1 << h.place
+	}
+}
+
 // freed is called when a node has let go of batches. What is confirmed stays on W disks
 // until it is done, but for disks that lost it by a fault: those are the W - 1 that P1
 // allows for. Without this check a hint that goes too early would be found when somebody
