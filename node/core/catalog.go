@@ -232,47 +232,58 @@ func (c *Core) changeCatalog(e *wire.QueueEntry, again func(), done func(error *
 	}
 }
 
-// creationRing is the first ring that counts for the partitions of a queue that is created
-// now: the present one, or the one before while that could still give one of them an owner.
-// For that a majority of its home replicas must not have stored the present ring: they may know
-// the queue by a create that failed. settling says that they can be reached and know the
-// present ring, so that they will have stored it soon.
-func (c *Core) creationRing(e *wire.QueueEntry) (number uint64, settling bool) {
+// settleWait is how long a request that makes partitions waits for a ring step to be stored by
+// those who can be reached: they say so a lease after it, if their disks keep up.
+const settleWait = 2 * ownershipLease
+
+// openRing is the first ring that counts for partitions that are made now, those of e from
+// index first on: the present one, or the one before while that could still give one of them
+// an owner. For that a majority of its home replicas must not have stored the present ring: they
+// may know the partition by a change that failed. settling says that they can be reached and know
+// the present ring, so that they will have stored it soon.
+func (c *Core) openRing(e *wire.QueueEntry, first uint32) (number uint64, settling bool) {
 	now := c.rings.current.Number()
 	before := c.rings.tables[now-1]
 	if before == nil {
 		return now, false
 	}
+	number = now
 	size, _ := effective(&e.Settings, before.Len())
 	var homes []ring.NodeID
-	for i := range e.Settings.Partitions {
+	for i := first; i < e.Settings.Partitions; i++ {
 		homes = before.Preference(homes[:0], uint64(e.Partition(i)), size)
 		behind, away := 0, 0
 		for _, id := range homes {
-			if id == c.self {
-				if c.rings.stored < now {
-					behind++
-				}
-				continue
-			}
-			beat := &c.peer(id).beat
-			if beat.Stored < now {
+			switch {
+			case c.storedBy(id) >= now:
+			case id == c.self || c.answering(id) && c.peer(id).beat.Ring >= now:
 				behind++
-				if !c.answering(id) || beat.Ring < now {
-					away++
-				}
+			default:
+				behind++
+				away++
 			}
 		}
 		if away > len(homes)/2 {
 			return now - 1, false
 		}
-		settling = settling || behind > len(homes)/2
+		if behind > len(homes)/2 {
+			number, settling = now-1, true
+		}
 	}
-	return now, settling
+	return number, settling
 }
 
-// createQueue answers CreateQueue. asked says that this node knows what a majority knows.
-func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
+// storedBy is the ring that a member has stored, as far as this node has heard.
+func (c *Core) storedBy(id ring.NodeID) uint64 {
+	if id == c.self {
+		return c.rings.stored
+	}
+	return c.peer(id).beat.Stored
+}
+
+// createQueue answers CreateQueue. asked says that this node knows what a majority knows; until
+// is how long it may wait for a ring step to be stored.
+func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, until Instant, asked bool) {
 	groups := m.Groups
 	if len(groups) == 0 {
 		groups = []string{"default"}
@@ -303,7 +314,7 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 			same = same && old.Groups[i].Name == groups[i]
 		}
 		if !same {
-			if c.sure(req, asked, func() { c.createQueue(req, m, true) }) {
+			if c.sure(req, asked, func() { c.createQueue(req, m, until, true) }) {
 				return
 			}
 			c.reply(req, wire.Errorf(wire.ErrExists, "queue %s exists with other settings or groups", m.Name))
@@ -322,9 +333,9 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 		}
 	}
 	if old == nil || !old.Live() {
-		number, settling := c.creationRing(e)
-		if settling {
-			c.after(renewEvery, func() { c.createQueue(req, m, asked) })
+		number, settling := c.openRing(e, 0)
+		if settling && c.now.Mono < until {
+			c.after(renewEvery, func() { c.createQueue(req, m, until, asked) })
 			return
 		}
 		e.CreatedRing = number
@@ -332,7 +343,7 @@ func (c *Core) createQueue(req ReqID, m *wire.CreateQueue, asked bool) {
 			e.Groups = append(e.Groups, wire.GroupEntry{Name: g, Generation: 1})
 		}
 	}
-	c.changeCatalog(e, func() { c.createQueue(req, m, asked) }, func(err *wire.Error) {
+	c.changeCatalog(e, func() { c.createQueue(req, m, until, asked) }, func(err *wire.Error) {
 		if err != nil {
 			c.reply(req, err)
 			return

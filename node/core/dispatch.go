@@ -89,11 +89,11 @@ func (c *Core) clientRequest(ev Request) bool {
 	case *wire.Settle:
 		c.settle(ev.Req, m)
 	case *wire.CreateQueue:
-		c.createQueue(ev.Req, m, false)
+		c.createQueue(ev.Req, m, c.now.Mono+settleWait, false)
 	case *wire.DeleteQueue:
 		c.deleteQueue(ev.Req, m, false)
 	case *wire.UpdateQueue:
-		c.updateQueue(ev.Req, m, false)
+		c.updateQueue(ev.Req, m, c.now.Mono+settleWait, false)
 	case *wire.PauseQueue:
 		c.pauseQueue(ev.Req, m, false)
 	case *wire.ListQueues:

@@ -85,11 +85,12 @@ func mergePause(a, b wire.Pause) wire.Pause {
 	return a
 }
 
-// updateQueue answers UpdateQueue. asked says that this node knows what a majority knows.
-func (c *Core) updateQueue(req ReqID, m *wire.UpdateQueue, asked bool) {
+// updateQueue answers UpdateQueue. asked says that this node knows what a majority knows; until
+// is how long it may wait for a ring step to be stored.
+func (c *Core) updateQueue(req ReqID, m *wire.UpdateQueue, until Instant, asked bool) {
 	old := c.catalog.live(m.Name)
 	if old == nil || m.Generation != 0 && old.Generation != m.Generation {
-		if !c.sure(req, asked, func() { c.updateQueue(req, m, true) }) {
+		if !c.sure(req, asked, func() { c.updateQueue(req, m, until, true) }) {
 			c.reply(req, wire.Errorf(wire.ErrNoQueue, "no such queue: %s", m.Name))
 		}
 		return
@@ -98,7 +99,7 @@ func (c *Core) updateQueue(req ReqID, m *wire.UpdateQueue, asked bool) {
 	after := before
 	if err := checkUpdate(&after, m.Set); err != nil {
 		// What is allowed depends on the other settings, which may have changed.
-		if !c.sure(req, asked, func() { c.updateQueue(req, m, true) }) {
+		if !c.sure(req, asked, func() { c.updateQueue(req, m, until, true) }) {
 			c.reply(req, asError(err))
 		}
 		return
@@ -124,13 +125,18 @@ func (c *Core) updateQueue(req ReqID, m *wire.UpdateQueue, asked bool) {
 		e.ChangedAt = at
 	}
 	if after.Partitions > before.Partitions {
+		number, settling := c.openRing(&e, before.Partitions)
+		if settling && c.now.Mono < until {
+			c.after(renewEvery, func() { c.updateQueue(req, m, until, asked) })
+			return
+		}
 		e.GrownRings = make([]uint64, after.Partitions)
 		copy(e.GrownRings, old.GrownRings)
 		for i := before.Partitions; i < after.Partitions; i++ {
-			e.GrownRings[i] = c.rings.current.Number()
+			e.GrownRings[i] = number
 		}
 	}
-	c.changeCatalog(&e, func() { c.updateQueue(req, m, asked) }, func(err *wire.Error) {
+	c.changeCatalog(&e, func() { c.updateQueue(req, m, until, asked) }, func(err *wire.Error) {
 		if err != nil {
 			c.reply(req, err)
 			return
