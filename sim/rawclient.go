@@ -580,7 +580,7 @@ func (c *consumer) demand(s *subscription) {
 	}
 	s.told = credit
 	s.conn.oneWay(&wire.Subscribe{
-		Sub: s.sub, Consumer: c.id, Queue: c.q.entry.Name, Group: c.group, Credit: credit, Catalog: c.q.catalog, Relay: c.relay != nil,
+		Sub: s.sub, Consumer: c.id, Queue: c.q.entry.Name, Group: c.group, Credit: credit, Catalog: c.q.catalog, Relay: c.relay != nil, Generation: c.q.entry.Generation,
 	})
 }
 

@@ -319,7 +319,7 @@ func (c *Core) postSubscribe(now Instant, b *sub) {
 	b.link.used = now
 	c.emit(Post{Link: b.link.id, Msg: &wire.Subscribe{
 		Sub: b.id, Consumer: b.consumer.id, Queue: b.consumer.queue.name, Group: b.consumer.group, Credit: b.credit,
-		Catalog: c.catalog, Relay: c.config.Via,
+		Catalog: c.catalog, Relay: c.config.Via, Generation: b.consumer.queue.generation(),
 	}})
 }
 

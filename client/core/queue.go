@@ -25,6 +25,14 @@ type queue struct {
 	early      []arrival   // deliveries of partitions that are not known yet
 }
 
+// generation is that of the entry; 0: it is not described yet.
+func (q *queue) generation() uint64 {
+	if q.entry == nil {
+		return 0
+	}
+	return q.entry.Generation
+}
+
 // partition is one partition, and this client's producer for it.
 type partition struct {
 	id    wire.PartitionID

@@ -46,9 +46,12 @@ type sub struct {
 	to       queueGroup
 	credit   uint64 // messages that it may get in all
 	given    uint64 // messages that it got
-	version  uint64 // of the catalog that its client has seen: older generations are over for it
-	relay    bool
-	token    uint64 // of the relayed subscription at other nodes; 0: none
+	version  uint64 // of the catalog that its client has seen
+	// generation of the queue that its client knows: older ones are over for it. The version does
+	// not tell: two nodes that make changes at once give them the same one.
+	generation uint64
+	relay      bool
+	token      uint64 // of the relayed subscription at other nodes; 0: none
 	// from counts what came of the relayed subscription by each node, on its present
 	// connection: a subscription there begins anew with each.
 	from map[ring.NodeID]uint64
@@ -200,7 +203,7 @@ func (c *Core) subscribe(on ConnID, m *wire.Subscribe) {
 			}
 		}
 	}
-	s.credit, s.version = max(s.credit, m.Credit), max(s.version, m.Catalog)
+	s.credit, s.version, s.generation = max(s.credit, m.Credit), max(s.version, m.Catalog), max(s.generation, m.Generation)
 	c.relay(s)
 	c.pumpQueue(s.to.queue)
 }
@@ -305,7 +308,7 @@ func (f *feed) pump() {
 		}
 		f.next %= len(subs)
 		s := subs[f.next]
-		if s.left() == 0 || alive && c.hung(s) || s.version > c.catalog.version {
+		if s.left() == 0 || alive && c.hung(s) || s.version > c.catalog.version || s.generation > f.o.p.entry.Generation {
 			idle++
 			f.next++
 			continue

@@ -43,7 +43,7 @@ func (c *Core) relay(s *sub) {
 	for _, id := range c.relayTargets(s.to.queue) {
 		c.send(id, &wire.Subscribe{
 			Sub: s.token, Consumer: s.consumer, Queue: s.to.queue, Group: s.to.group,
-			Credit: s.from[id] + s.left(), Catalog: c.catalog.version,
+			Credit: s.from[id] + s.left(), Catalog: c.catalog.version, Generation: s.generation,
 		})
 	}
 }

@@ -45,6 +45,9 @@ type Subscribe struct {
 	Credit   uint64
 	Catalog  uint64
 	Relay    bool
+	// Generation of the queue that the client knows: what is left of earlier ones is not for
+	// it. 0: any.
+	Generation uint64
 }
 
 // Unsubscribe ends a Sub: no more is handed out under it. What was handed out
